@@ -1,0 +1,177 @@
+"""The arithmetic of Llama 3 as pure functions, in the order data flows. The math exists here once.
+
+Shapes are written [batch, seq, dim]; every function also takes any other number of leading dimensions, none included.
+The arithmetic runs in the type of the weights. As in Meta's code, three steps are done in float32 and cast back,
+because they lose too much in sixteen bits: the norm, the rotation and the softmax.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .params import ModelArgs
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Divide each vector by its root mean square, then scale each dimension: [..., dim] -> [..., dim].
+
+    x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv:1910.07467, equation 4). Computed in float32.
+    """
+    wide = _at_least_float32(x)
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return normed.type_as(x) * weight
+
+
+def precompute_freqs_cis(
+    head_dim: int, seq_len: int, theta: float = 500000.0, scale_factor: float | None = None
+) -> Tensor:
+    """Unit complex numbers that rotate each pair at each position: [seq_len, head_dim / 2], complex64.
+
+    Pair i at position m turns by the angle m / theta^(2i / head_dim), in radians (RoFormer, arXiv:2104.09864,
+    equation 15). `scale_factor` stretches the slow pairs, see `scale_freqs`.
+    """
+    freqs = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)  # radians per position
+    if scale_factor is not None:
+        freqs = scale_freqs(freqs, scale_factor)
+    angles = torch.outer(torch.arange(seq_len).float(), freqs)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def scale_freqs(
+    freqs: Tensor,
+    scale_factor: float,
+    low_freq_factor: float = 1.0,
+    high_freq_factor: float = 4.0,
+    old_context_len: int = 8192,
+) -> Tensor:
+    """Slow rotations down for contexts longer than the model was first trained on (Llama 3.1 and later).
+
+    Pairs that turn more than `high_freq_factor` times within `old_context_len` positions keep their frequency; those
+    that turn less than `low_freq_factor` times are slowed by `scale_factor`; between, a linear blend. The defaults
+    are those of Meta's llama-models (apply_scaling).
+    """
+    turns = old_context_len * freqs / (2 * math.pi)
+    keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return freqs * (keep + (1 - keep) / scale_factor)
+
+
+def apply_rotary_emb(x: Tensor, freqs_cis: Tensor) -> Tensor:
+    """Rotate queries or keys by their position: [batch, seq, heads, head_dim] -> the same shape.
+
+    Neighbours (0, 1), (2, 3), ... are the real and imaginary parts of one complex number, as in Meta's files
+    (Hugging Face pairs i with i + head_dim / 2 instead). `freqs_cis` is [seq, head_dim / 2]. Computed in float32.
+    """
+    pairs = torch.view_as_complex(_at_least_float32(x).unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * freqs_cis[:, None, :]).flatten(-2).type_as(x)
+
+
+def causal_mask(seq_len: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+    """[seq_len, seq_len]: 0 where a position may look (itself and before), -inf above the diagonal."""
+    return torch.full((seq_len, seq_len), -torch.inf, dtype=dtype, device=device).triu(1)
+
+
+def attention(
+    x: Tensor,
+    wq: Tensor,
+    wk: Tensor,
+    wv: Tensor,
+    wo: Tensor,
+    freqs_cis: Tensor,
+    mask: Tensor | None,
+    head_dim: int,
+) -> Tensor:
+    """Grouped-query attention with rotary positions: [batch, seq, dim] -> [batch, seq, dim].
+
+    softmax(q k^T / sqrt(head_dim) + mask) v for every head, then wo over all heads side by side (Vaswani et al. 2017,
+    arXiv:1706.03762, equation 1; grouped heads: Ainslie et al. 2023, arXiv:2305.13245). wq is
+    [n_heads * head_dim, dim], wk and wv [n_kv_heads * head_dim, dim], wo [dim, n_heads * head_dim]. `mask`,
+    [seq, seq], is added to the scores. The softmax is computed in float32.
+    """
+    q, k, v = (F.linear(x, w).unflatten(-1, (-1, head_dim)) for w in (wq, wk, wv))  # [batch, seq, heads, head_dim]
+    q, k = apply_rotary_emb(q, freqs_cis), apply_rotary_emb(k, freqs_cis)
+    group_size = q.shape[-2] // k.shape[-2]
+    k, v = (t.repeat_interleave(group_size, dim=-2) for t in (k, v))  # each KV head serves a group of query heads
+    q, k, v = (t.transpose(-3, -2) for t in (q, k, v))  # [batch, heads, seq, head_dim]
+    scores = q @ k.transpose(-2, -1) / math.sqrt(head_dim)  # [batch, heads, seq, seq]
+    if mask is not None:
+        scores = scores + mask
+    probs = _at_least_float32(scores).softmax(-1).type_as(x)
+    heads = (probs @ v).transpose(-3, -2).flatten(-2)  # [batch, seq, n_heads * head_dim]
+    return F.linear(heads, wo)
+
+
+def feed_forward(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
+    """SwiGLU: w2(silu(w1 x) * w3 x), [batch, seq, dim] -> [batch, seq, dim] (Shazeer 2020, arXiv:2002.05202).
+
+    w1 and w3 are [hidden_dim, dim], w2 is [dim, hidden_dim].
+    """
+    return F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2)
+
+
+def transformer_block(
+    x: Tensor, weights: Mapping[str, Tensor], layer: int, params: ModelArgs, freqs_cis: Tensor, mask: Tensor | None
+) -> Tensor:
+    """One layer: [batch, seq, dim] -> [batch, seq, dim]. Each half reads a normalised copy of the residual stream
+    and adds its result to the stream itself.
+    """
+    w = {name: weights[f"layers.{layer}.{name}.weight"] for name in _LAYER_WEIGHTS}
+    attention_weights = (w[f"attention.{name}"] for name in ("wq", "wk", "wv", "wo"))
+    feed_forward_weights = (w[f"feed_forward.{name}"] for name in ("w1", "w2", "w3"))
+    h = rms_norm(x, w["attention_norm"], params.norm_eps)
+    x = x + attention(h, *attention_weights, freqs_cis, mask, params.head_dim)
+    return x + feed_forward(rms_norm(x, w["ffn_norm"], params.norm_eps), *feed_forward_weights)
+
+
+def forward(tokens: Sequence[int] | Tensor, weights: Mapping[str, Tensor], params: ModelArgs) -> Tensor:
+    """The whole model: token ids [seq] or [batch, seq] -> float32 logits [seq, vocab] or [batch, seq, vocab].
+
+    Works straight on memory-mapped weights, one layer at a time. Shows a progress bar if it takes over two seconds.
+    Raises ValueError for an empty sequence or an id outside the vocabulary, TypeError for ids that are not integers.
+    """
+    embeddings = weights["tok_embeddings.weight"]
+    tokens = _check_tokens(tokens, params.vocab_size).to(embeddings.device)
+    seq_len = tokens.shape[-1]
+    freqs_cis = precompute_freqs_cis(params.head_dim, seq_len, params.rope_theta, params.rope_factor).to(tokens.device)
+    x = embeddings[tokens]
+    mask = causal_mask(seq_len, x.dtype, x.device)
+    for layer in tqdm(range(params.n_layers), desc="layers", delay=2, leave=False):
+        x = transformer_block(x, weights, layer, params, freqs_cis, mask)
+    x = rms_norm(x, weights["norm.weight"], params.norm_eps)
+    return F.linear(x, output_weight(weights)).float()
+
+
+def output_weight(weights: Mapping[str, Tensor]) -> Tensor:
+    """[vocab, dim]: output.weight, or the token embeddings where a model uses one matrix for both ends."""
+    return weights["output.weight"] if "output.weight" in weights else weights["tok_embeddings.weight"]
+
+
+_LAYER_WEIGHTS = (
+    "attention.wq",
+    "attention.wk",
+    "attention.wv",
+    "attention.wo",
+    "feed_forward.w1",
+    "feed_forward.w2",
+    "feed_forward.w3",
+    "attention_norm",
+    "ffn_norm",
+)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _check_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
+    tokens = torch.as_tensor(tokens)
+    if tokens.ndim == 0 or tokens.shape[-1] == 0:
+        raise ValueError("no tokens: the model needs at least one to predict the next")
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise TypeError(f"token ids must be integers, not {tokens.dtype}")
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise ValueError(f"token ids must be 0 to {vocab_size - 1}, found {tokens.min()} to {tokens.max()}")
+    return tokens.long()

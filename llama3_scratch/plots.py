@@ -1,0 +1,414 @@
+"""Pictures of live tensors. Each function returns a Picture, which a notebook shows when it is a cell's last value.
+
+Beside the image, a Picture carries a few numbers read back from what was drawn. Notebooks store both, and comparing
+the numbers catches a wrong picture, which comparing images could not do across machines.
+"""
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import font_manager, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.ticker import FuncFormatter
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and of different brightness in grey.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#444444")
+_MARKS = ("-", "--", "-.", ":")
+_CMAP = "viridis"  # brightness rises evenly from end to end
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,  # a token may hold dollar signs
+    "axes.unicode_minus": False,
+}
+_MORE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Noto Emoji")
+_MAX_TICKS = 48
+
+
+class Picture:
+    """A finished figure. `figure` and `figure.axes` are matplotlib's, to read or to draw more on."""
+
+    def __init__(self, figure: Figure):
+        self.figure = figure
+
+    @property
+    def axes(self) -> list[Axes]:
+        return self.figure.axes
+
+    def save(self, path: str | Path, dpi: int = 150):
+        """Write the picture to a file; the ending says which format."""
+        with rc_context(_STYLE | {"font.family": _families()}):
+            self.figure.savefig(path, dpi=dpi, bbox_inches="tight")
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        png = BytesIO()
+        with rc_context(_STYLE | {"font.family": _families()}):
+            self.figure.savefig(png, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
+        return {"image/png": png.getvalue(), "text/plain": repr(self)}
+
+    def __repr__(self):
+        return "\n".join(["Picture", *(line for ax in self.axes for line in _numbers(ax))])
+
+
+def label(token: str | bytes, limit: int = 14) -> str:
+    """A token as one legible line: a space is shown as ␣, a line break as \\n, bytes that are not text as \\xNN.
+
+    Characters that cannot be drawn (control characters, those without a glyph in the fonts at hand) become U+NNNN.
+    """
+    if isinstance(token, bytes):
+        try:
+            token = token.decode("utf-8")
+        except UnicodeDecodeError:
+            return "".join(f"\\x{b:02x}" for b in token)[: limit * 2]
+    shown = "".join(_drawable(c) for c in token)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def token_labels(tokenizer, ids: Sequence[int]) -> list[str]:
+    """The label of each id."""
+    return [label(tokenizer.token_bytes(i)) for i in ids]
+
+
+def token_strip(labels: Sequence[str], ids: Sequence[int] | None = None, title: str = "") -> Picture:
+    """Tokens in reading order, each in its own box, with its id below."""
+    return token_rows([labels], below=None if ids is None else [[str(i) for i in ids]], title=title)
+
+
+def token_rows(
+    rows: Sequence[Sequence[str]],
+    names: Sequence[str] | None = None,
+    below: Sequence[Sequence[str]] | None = None,
+    strong: Sequence[int | None] | None = None,
+    title: str = "",
+) -> Picture:
+    """Rows of boxes, one box a token: `names` stand before the rows, `below` under the boxes, and box number
+    `strong[r]` of row r is drawn dark. Long rows are wrapped.
+    """
+    char, line, gap = 0.11, 0.30 if below is None else 0.50, 0.14  # inches
+    margin = char * max([len(n) for n in names or [""]]) + (0.15 if names else 0)
+    x_max, y, boxes = 0.0, 0.0, []
+    for r, row in enumerate(rows):
+        x = margin
+        if names:
+            boxes.append((0, y, None, names[r], None, None))
+        for c, text in enumerate(row):
+            under = below[r][c] if below else ""
+            width = 0.12 + char * max(_columns(text), 0.75 * _columns(under), 1)
+            if x + width > 9 and x > margin:
+                x, y = margin, y + line + gap
+            boxes.append((x, y, width, text, under, "strong" if strong and strong[r] == c else c))
+            x += width + 0.04
+            x_max = max(x_max, x)
+        y += line + gap
+    figure, ax = _figure(max(x_max, 3), y + (0.25 if title else 0))
+    ax.set(xlim=(0, max(x_max, 3)), ylim=(y, -0.1), title=title)
+    ax.axis("off")
+    for x, top, width, text, under, kind in boxes:
+        if width is None:
+            ax.text(x, top + 0.14, text, va="center", color="#555555")
+            continue
+        strong_box = kind == "strong"
+        face = COLORS[0] if strong_box else ("#DCE9F2", "#FBEFD5")[kind % 2]
+        ax.add_patch(Rectangle((x, top), width, 0.28, facecolor=face, edgecolor="#777777", linewidth=0.6))
+        color = "white" if strong_box else "black"
+        ax.text(
+            x + width / 2,
+            top + 0.14,
+            text,
+            ha="center",
+            va="center",
+            color=color,
+            family=["DejaVu Sans Mono", *_families()],
+        )
+        if under:
+            ax.text(x + width / 2, top + 0.38, under, ha="center", va="center", fontsize=7, color="#555555")
+    return Picture(figure)
+
+
+def heatmap(
+    values: torch.Tensor,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    title: str = "",
+    row_name: str = "",
+    column_name: str = "",
+    value_name: str = "",
+    vmin: float | None = None,
+    vmax: float | None = None,
+) -> Picture:
+    """A matrix [rows, columns] as colours. Cells that are -inf or NaN are hatched: masked, not small."""
+    n_rows, n_columns = values.shape
+    width, height = (min(max(0.26 * n, 2.4), 7) for n in (n_columns, n_rows))
+    figure, ax = _figure(width + 1.9, height + 1.1)
+    image = _draw_matrix(ax, values, vmin, vmax)
+    _name_ticks(ax, rows, columns)
+    ax.set(title=title, xlabel=column_name, ylabel=row_name)
+    figure.colorbar(image, ax=ax, label=value_name, shrink=0.8)
+    return Picture(figure)
+
+
+def heatmap_sheet(values: torch.Tensor, titles: Sequence[str], title: str = "", columns: int | None = None) -> Picture:
+    """A stack of matrices [n, rows, columns] as small heatmaps on one colour scale, 0 to the largest value."""
+    n = len(values)
+    columns = columns or min(n, max(3, math.ceil(math.sqrt(n))))
+    rows = math.ceil(n / columns)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(2.1 * columns + 0.6, 2.2 * rows + 0.4), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        shown = values.detach().float()
+        vmax = shown[shown.isfinite()].max().item()
+        for ax, matrix, name in zip(axes, values, titles, strict=False):
+            image = _draw_matrix(ax, matrix, 0, vmax)
+            ax.set(title=name, xticks=[], yticks=[])
+        for ax in axes[n:]:
+            ax.axis("off")
+        figure.suptitle(title)
+        figure.colorbar(image, ax=axes.tolist(), shrink=0.6)
+    return Picture(figure)
+
+
+def complex_plane(row: torch.Tensor, title: str = "", name: str = "pair") -> Picture:
+    """Complex numbers [n] as arrows from the origin, the unit circle behind them. Colour runs from first to last."""
+    values = row.detach().cpu().numpy()
+    figure, ax = _figure(5.4, 4.6)
+    turn = np.linspace(0, 2 * math.pi, 200)
+    ax.plot(np.cos(turn), np.sin(turn), color="#BBBBBB", linewidth=0.8)
+    n = len(values)
+    arrows = ax.quiver(
+        np.zeros(n), np.zeros(n), values.real, values.imag, np.arange(n), cmap=_CMAP, angles="xy", scale_units="xy", scale=1,
+        width=0.006,
+    )  # fmt: skip
+    ax.scatter(values.real, values.imag, c=np.arange(n), cmap=_CMAP, s=18, zorder=3)
+    reach = 1.1 * max(1.0, np.abs(values).max())
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title, xlabel="real", ylabel="imaginary")
+    figure.colorbar(arrows, ax=ax, label=name, shrink=0.8)
+    return Picture(figure)
+
+
+def lines(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    title: str = "",
+    x_name: str = "",
+    y_name: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+    dots: bool = False,
+) -> Picture:
+    """Curves by name, each (x values, y values), told apart by colour and by dashes."""
+    figure, ax = _figure(6.4, 3.4)
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        style = {"color": COLORS[i % len(COLORS)], "linestyle": _MARKS[i % len(_MARKS)]}
+        ax.plot(_array(x), _array(y), label=name, marker="." if dots else "", linewidth=1.6, **style)
+    if log_x:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    if log_y:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.set(title=title, xlabel=x_name, ylabel=y_name)
+    ax.grid(color="#E5E5E5", linewidth=0.6)
+    if len(curves) > 1:
+        ax.legend(frameon=False)
+    return Picture(figure)
+
+
+def bars(
+    labels: Sequence[str],
+    groups: Mapping[str, Sequence[float]] | Sequence[float],
+    title: str = "",
+    value_name: str = "",
+) -> Picture:
+    """Horizontal bars, one label a row; several named groups stand side by side."""
+    groups = groups if isinstance(groups, Mapping) else {"": groups}
+    figure, ax = _figure(6.4, max(1.3, 0.26 * len(labels) * max(1, 0.7 * len(groups))) + 0.8)
+    height = 0.8 / len(groups)
+    for g, (name, values) in enumerate(groups.items()):
+        at = np.arange(len(labels)) - 0.4 + height * (g + 0.5)
+        hatch = ("", "///", "...")[g % 3]
+        drawn = ax.barh(at, _array(values), height, label=name, color=COLORS[g], hatch=hatch, edgecolor="white")
+        if len(groups) == 1:
+            ax.bar_label(drawn, fmt=lambda v: f" {v:.3g}", fontsize=8)
+    ax.set(title=title, xlabel=value_name)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.invert_yaxis()
+    ax.margins(x=0.1)
+    if len(groups) > 1:
+        ax.legend(frameon=False)
+    return Picture(figure)
+
+
+def histogram(groups: Mapping[str, torch.Tensor], bins: int = 60, title: str = "", x_name: str = "") -> Picture:
+    """How the numbers of each group are spread, as outlines on shared bins. Counts are on a log scale."""
+    figure, ax = _figure(6.4, 3.2)
+    arrays = {name: _array(values).ravel() for name, values in groups.items()}
+    edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
+    for i, (name, values) in enumerate(arrays.items()):
+        counts = np.histogram(values, edges)[0]
+        ax.stairs(
+            counts, edges, label=name, color=COLORS[i % len(COLORS)], linestyle=_MARKS[i % len(_MARKS)], linewidth=1.4
+        )
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.set(title=title, xlabel=x_name, ylabel="count")
+    if len(groups) > 1:
+        ax.legend(frameon=False)
+    return Picture(figure)
+
+
+def blocks(sizes: Mapping[str, float], title: str = "", unit: str = "") -> Picture:
+    """A whole cut into named parts: one long bar, each part as wide as its share, listed below with its size."""
+    figure, ax = _figure(8.4, 1.1 + 0.24 * len(sizes))
+    total, left = sum(sizes.values()), 0.0
+    for i, (name, size) in enumerate(sizes.items()):
+        share, color = size / total, COLORS[i % len(COLORS)]
+        ax.add_patch(
+            Rectangle((left, 0), share, 1, facecolor=color, edgecolor="white", hatch=("", "//")[i // len(COLORS) % 2])
+        )
+        if share > 0.04:
+            ax.text(left + share / 2, 0.5, f"{share:.0%}", ha="center", va="center", color="white", fontweight="bold")
+        y = -0.45 - 0.55 * i
+        ax.add_patch(Rectangle((0, y - 0.2), 0.018, 0.4, facecolor=color, edgecolor="none"))
+        ax.text(0.03, y, name, va="center")
+        ax.text(0.62, y, f"{size:,.0f}{unit}   {share:.1%}", va="center", ha="right")
+        left += share
+    ax.set(xlim=(0, 1), ylim=(-0.45 - 0.55 * len(sizes), 1.05), title=title)
+    ax.axis("off")
+    return Picture(figure)
+
+
+def predictions(
+    labels: Sequence[str], guesses: Sequence[str], probs: Sequence[float], right: Sequence[bool], title: str = ""
+) -> Picture:
+    """What the model expects after each token: the token read, the guess, how sure; a filled bar where it was right."""
+    n = len(labels)
+    figure, ax = _figure(6.8, 0.27 * n + 0.9)
+    for i, (guess, prob, hit) in enumerate(zip(guesses, _array(probs), right, strict=True)):
+        face, hatch = (COLORS[0], "") if hit else ("#D9D9D9", "///")
+        ax.barh(i, prob, 0.8, color=face, hatch=hatch, edgecolor="white")
+        ax.text(prob + 0.015, i, f"{guess}  {prob:.2f}", va="center", fontsize=8)
+    ax.set_yticks(range(n), labels)
+    ax.set(xlim=(0, 1.25), ylim=(n - 0.5, -0.5), title=title, xlabel="probability of the guess", ylabel="after reading")
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    return Picture(figure)
+
+
+def turns(points: Mapping[str, torch.Tensor], title: str = "") -> Picture:
+    """Paths of one pair of numbers as its position grows: each [positions] complex, numbered along the way."""
+    figure, ax = _figure(5.2, 4.6)
+    reach = 1.15 * max(_array(p.abs()).max() for p in points.values())
+    for i, (name, path) in enumerate(points.items()):
+        values, color = path.detach().cpu().numpy(), COLORS[i % len(COLORS)]
+        ax.plot(
+            values.real,
+            values.imag,
+            marker="o",
+            markersize=3,
+            color=color,
+            linestyle=_MARKS[i % len(_MARKS)],
+            label=name,
+        )
+        ax.add_patch(
+            FancyArrowPatch((0, 0), (values[0].real, values[0].imag), arrowstyle="->", mutation_scale=10, color=color)
+        )
+        for m, value in enumerate(values):
+            if m in (0, 1, 2) or m == len(values) - 1:
+                ax.annotate(str(m), (value.real, value.imag), xytext=(3, 3), textcoords="offset points", fontsize=7)
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title, xlabel="even", ylabel="odd")
+    ax.axhline(0, color="#DDDDDD", linewidth=0.6, zorder=0)
+    ax.axvline(0, color="#DDDDDD", linewidth=0.6, zorder=0)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return Picture(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    # A Figure of its own, not pyplot's: nothing global, nothing to close, shown once.
+    with rc_context(_STYLE | {"font.family": _families()}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.add_subplot()
+
+
+def _draw_matrix(ax: Axes, values: torch.Tensor, vmin: float | None, vmax: float | None):
+    shown = np.ma.masked_invalid(_array(values))
+    ax.patch.set(facecolor="white", hatch="////", edgecolor="#AAAAAA", linewidth=0)
+    return ax.imshow(shown, cmap=_CMAP, vmin=vmin, vmax=vmax, aspect="equal", interpolation="nearest")
+
+
+def _name_ticks(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str] | None):
+    for names, axis, turn in ((rows, ax.yaxis, 0), (columns, ax.xaxis, 90)):
+        if names is None:
+            axis.set_ticks([])
+            continue
+        step = math.ceil(len(names) / _MAX_TICKS)  # more labels than that would overlap
+        axis.set_ticks(range(0, len(names), step), names[::step], rotation=turn, fontsize=8 if step == 1 else 6)
+
+
+def _array(values) -> np.ndarray:
+    return torch.as_tensor(values).detach().cpu().double().numpy()
+
+
+@cache
+def _families() -> list[str]:
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _MORE_FONTS if name in installed)]
+
+
+@cache
+def _drawable(char: str) -> str:
+    named = {" ": "␣", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    if char in named:
+        return named[char]
+    fonts = (font_manager.get_font(font_manager.findfont(family)) for family in _families())
+    if unicodedata.category(char)[0] != "C" and any(font.get_char_index(ord(char)) for font in fonts):
+        return char
+    return f"U+{ord(char):04X}"
+
+
+def _columns(text: str) -> int:
+    # East Asian characters are two columns wide.
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _numbers(ax: Axes) -> list[str]:
+    """One line for each thing drawn, in numbers read back from it."""
+    if ax.get_label() == "<colorbar>":
+        return []
+    found = [("image", image.get_array()) for image in ax.images]
+    for line in ax.lines:
+        found += [("line x", line.get_xdata()), ("line y", line.get_ydata())]
+    for container in ax.collections:
+        if hasattr(container, "U"):
+            found += [("arrows x", container.U), ("arrows y", container.V)]
+    boxes = [p for p in ax.patches if isinstance(p, Rectangle)]
+    if boxes:
+        found.append(("boxes", np.array([(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in boxes])))
+    found += [("steps", patch.get_data().values) for patch in ax.patches if hasattr(patch, "get_data")]
+    return [f"  {kind} {_summary(values)}" for kind, values in found]
+
+
+def _summary(values) -> str:
+    """Shape, extremes, and two sums, fine enough to show one changed cell and coarse enough for any CPU.
+
+    The second sum weighs the values by their place, so that two that change places are noticed.
+    """
+    array = np.ma.masked_invalid(np.ma.asarray(values, dtype=float))
+    kept = array.filled(0.0).ravel()
+    scale = np.abs(kept).max() or 1.0
+    digits = 3 - math.floor(math.log10(scale))
+    weighted = (kept * np.linspace(0, 1, kept.size)).sum()
+    extremes = (array.min(), array.max()) if array.count() else (0.0, 0.0)
+    low, high, total, placed = (
+        f"{round(float(v), digits) + 0.0:.{max(digits, 0)}f}" for v in (*extremes, kept.sum(), weighted)
+    )
+    masked = int(np.ma.count_masked(array))
+    shape = "x".join(str(n) for n in array.shape)
+    return f"{shape}: {low} to {high}, sum {total}, by place {placed}" + (f", masked {masked}" if masked else "")

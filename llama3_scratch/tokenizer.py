@@ -1,0 +1,152 @@
+"""Text to token ids and back: tiktoken over Meta's tokenizer.model."""
+
+import base64
+import binascii
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import tiktoken
+
+from .params import CheckpointError
+
+# The pattern that cuts text into pieces before byte-pair encoding; no token crosses a cut.
+# From Meta's llama3/tokenizer.py (it is GPT-4's, with runs of up to three digits).
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_BOS, LLAMA3_EOS = "<|begin_of_text|>", "<|end_of_text|>"
+_LLAMA3_NAMED = {
+    0: LLAMA3_BOS,
+    1: LLAMA3_EOS,
+    6: "<|start_header_id|>",
+    7: "<|end_header_id|>",
+    9: "<|eot_id|>",
+}
+_LLAMA3_SPECIAL_COUNT = 256
+
+# Optional file beside tokenizer.model, for vocabularies that are not Llama 3's.
+CONFIG_NAME = "tokenizer_params.json"
+
+
+def llama3_special_tokens(first_id: int) -> dict[str, int]:
+    """Llama 3's 256 special tokens: five with a meaning, the others reserved. Ids follow the ranks."""
+    tokens, reserved = {}, 0
+    for i in range(_LLAMA3_SPECIAL_COUNT):
+        name = _LLAMA3_NAMED.get(i)
+        if name is None:
+            name, reserved = f"<|reserved_special_token_{reserved}|>", reserved + 1
+        tokens[name] = first_id + i
+    return tokens
+
+
+def load_ranks(path: str | Path) -> dict[bytes, int]:
+    """Read tokenizer.model: one token a line, base64 bytes, a space, its rank (which is also its id).
+
+    Raises CheckpointError, naming file and line, if the file is anything else.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read ({e.strerror}); it comes with the weights") from e
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(data.splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error) as e:
+            raise CheckpointError(
+                f"{path}: line {number} is not 'base64 rank'. Llama 3's tokenizer.model is such a text file; "
+                "Llama 2's is a SentencePiece file, and tokenizer.json is Hugging Face's own format"
+            ) from e
+    if not ranks:
+        raise CheckpointError(f"{path}: empty; download it again")
+    first = min(ranks.values())
+    if first < 0 or sorted(ranks.values()) != list(range(first, first + len(ranks))):
+        raise CheckpointError(f"{path}: tokens or ranks repeat or skip; download it again")
+    return ranks
+
+
+class Tokenizer:
+    """Byte-pair encoding with Llama 3's pattern and special tokens, or those in tokenizer_params.json beside it.
+
+    Attributes: bos_id and eos_id (the ids that open and close a text), add_bos (whether the model was trained with
+    every text opened by bos_id), vocab_size, special_tokens (name -> id).
+    """
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        ranks = load_ranks(path)
+        config = _read_config(path.parent / CONFIG_NAME)
+        self.pattern = config.get("pattern", LLAMA3_PATTERN)
+        self.special_tokens = config.get("special_tokens") or llama3_special_tokens(first_id=max(ranks.values()) + 1)
+        clash = set(self.special_tokens.values()) & set(ranks.values())
+        if clash:
+            raise CheckpointError(
+                f"{path.parent / CONFIG_NAME}: ids of special tokens are ranks too: {sorted(clash)[:5]}"
+            )
+        self.bos_id = self._special_id(config.get("bos", LLAMA3_BOS), path)
+        self.eos_id = self._special_id(config.get("eos", LLAMA3_EOS), path)
+        self.add_bos = config.get("add_bos", True)
+        self.vocab_size = 1 + max(max(ranks.values()), max(self.special_tokens.values()))
+        # tiktoken stops at a byte it has no token for. Some vocabularies lack a few rare ones: those get ids past
+        # the end, and encode() leaves them out, as other engines do.
+        missing = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
+        spare = {byte: self.vocab_size + i for i, byte in enumerate(missing)}
+        try:
+            self._encoding = tiktoken.Encoding(
+                name=path.parent.name,
+                pat_str=self.pattern,
+                mergeable_ranks=ranks | spare,
+                special_tokens=self.special_tokens,
+            )
+        except Exception as e:
+            raise CheckpointError(f"{path}: not usable as a vocabulary ({e})") from e
+
+    def _special_id(self, name: str, path: Path) -> int:
+        if name not in self.special_tokens:
+            raise CheckpointError(f"{path.parent / CONFIG_NAME}: {name!r} is not among its special_tokens")
+        return self.special_tokens[name]
+
+    def encode(
+        self, text: str, bos: bool = False, eos: bool = False, allowed_special: str | Collection[str] = ()
+    ) -> list[int]:
+        """Token ids of `text`, with bos_id before and eos_id after it if asked.
+
+        Special tokens written out in the text, like "<|eot_id|>", are read as plain text: user text never turns into
+        a control token. `allowed_special` ("all", or names) lifts this.
+        """
+        allowed = allowed_special if allowed_special == "all" else set(allowed_special)
+        ids = self._encoding.encode(text, allowed_special=allowed, disallowed_special=())
+        ids = [i for i in ids if i < self.vocab_size]
+        return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids. Bytes that are not UTF-8 (half of an emoji, say) become U+FFFD."""
+        return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes of one token. Raises ValueError for an id that is not in the vocabulary."""
+        id = int(id)
+        if not 0 <= id < self.vocab_size:
+            raise ValueError(f"token id {id} is outside the vocabulary, 0 to {self.vocab_size - 1}")
+        try:
+            return self._encoding.decode_single_token_bytes(id)
+        except KeyError as e:
+            raise ValueError(f"token id {id} has no token in the vocabulary") from e
+
+
+def _read_config(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path}: not readable as JSON ({e})") from e
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    return config
