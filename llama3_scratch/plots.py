@@ -184,11 +184,10 @@ def complex_plane(row: torch.Tensor, title: str = "", name: str = "pair") -> Pic
     turn = np.linspace(0, 2 * math.pi, 200)
     ax.plot(np.cos(turn), np.sin(turn), color="#BBBBBB", linewidth=0.8)
     n = len(values)
-    arrows = ax.quiver(
-        np.zeros(n), np.zeros(n), values.real, values.imag, np.arange(n), cmap=_CMAP, angles="xy", scale_units="xy", scale=1,
-        width=0.006,
-    )  # fmt: skip
-    ax.scatter(values.real, values.imag, c=np.arange(n), cmap=_CMAP, s=18, zorder=3)
+    origin, order = np.zeros(n), np.arange(n)
+    scale = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.006}
+    arrows = ax.quiver(origin, origin, values.real, values.imag, order, cmap=_CMAP, **scale)
+    ax.scatter(values.real, values.imag, c=order, cmap=_CMAP, s=18, zorder=3)
     reach = 1.1 * max(1.0, np.abs(values).max())
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title, xlabel="real", ylabel="imaginary")
     figure.colorbar(arrows, ax=ax, label=name, shrink=0.8)
