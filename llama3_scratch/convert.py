@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .checkpoint import PARAMS_NAME, TOKENIZER_NAME, WEIGHTS_NAME
 from .params import CheckpointError, ModelArgs

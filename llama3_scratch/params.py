@@ -143,3 +143,23 @@ class ModelArgs:
         optional = {"ffn_dim_multiplier": None, "use_scaled_rope": False, "rope_scale_factor": None}
         values = {key: value for key, value in asdict(self).items() if key not in optional or value != optional[key]}
         return json.dumps(values)
+
+
+# The published models, from the params.json each comes with.
+PUBLISHED = {
+    "Llama 3 8B": ModelArgs(
+        4096, 32, 32, 128256, n_kv_heads=8, multiple_of=1024, ffn_dim_multiplier=1.3, norm_eps=1e-5, rope_theta=500000.0
+    ),
+    "Llama 3 70B": ModelArgs(
+        8192, 80, 64, 128256, n_kv_heads=8, multiple_of=4096, ffn_dim_multiplier=1.3, norm_eps=1e-5, rope_theta=500000.0
+    ),
+    "Llama 3.1 405B": ModelArgs(
+        16384, 126, 128, 128256, n_kv_heads=8, multiple_of=4096, ffn_dim_multiplier=1.2, use_scaled_rope=True
+    ),
+    "Llama 3.2 1B": ModelArgs(
+        2048, 16, 32, 128256, n_kv_heads=8, multiple_of=256, ffn_dim_multiplier=1.5, use_scaled_rope=True
+    ),
+    "Llama 3.2 3B": ModelArgs(
+        3072, 28, 24, 128256, n_kv_heads=8, multiple_of=256, ffn_dim_multiplier=1.0, use_scaled_rope=True
+    ),
+}

@@ -52,7 +52,7 @@ class Tiny:
     tied: bool = False  # no output.weight: the token embeddings serve at both ends
 
 
-# Head ratios 1, 3, 4 and 8; head_dim 6, 16 and 128; hidden sizes that rounding to multiple_of changes; an eps that shows.
+# Head ratios 1, 3, 4 and 8; head_dim 6, 16 and 128; hidden sizes that rounding really changes; an eps that shows.
 TINY = {
     "tiny-ratio1": Tiny(
         ModelArgs(64, n_layers=2, n_heads=4, n_kv_heads=4, vocab_size=_PLAIN, multiple_of=48, norm_eps=1e-3)

@@ -1,0 +1,85 @@
+"""Execute the notebooks: for a reader to browse, or to store their outputs in the repository."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+
+# Makes float32 results the same on any x86 CPU, so that stored outputs can be compared. Read when torch is imported,
+# which is in the kernels.
+SAME_ON_ANY_CPU = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+CELL_SECONDS = 600
+_ANSWERS_TAG = "answers"  # the cell whose output `run` repeats at the end
+
+
+def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
+    """Run each notebook from top to bottom and write it as HTML into `build`; True if no cell failed.
+
+    With `store`, a notebook that ran well replaces its file. Files are written whole: an interrupted run leaves the
+    earlier ones.
+    """
+    os.environ.update(SAME_ON_ANY_CPU)
+    build.mkdir(parents=True, exist_ok=True)
+    failed, answers = [], []
+    for path in paths:
+        started = time.monotonic()
+        print(f"  {path.stem:<28}", end="", flush=True)
+        notebook = nbformat.read(path, as_version=4)
+        client = NotebookClient(
+            notebook,
+            timeout=CELL_SECONDS,
+            resources={"metadata": {"path": str(path.parent)}},
+            record_timing=False,
+            extra_arguments=["--log-level=40"],  # errors only: the kernel's remarks are not the reader's concern
+        )
+        try:
+            client.execute()
+        except CellExecutionError as e:
+            failed.append((path, e))
+        _drop_machine_details(notebook)
+        html, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+        write_whole(build / f"{path.stem}.html", html)
+        ok = not failed or failed[-1][0] != path
+        if ok and store:
+            write_whole(path, nbformat.writes(notebook) + "\n")
+        cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+        print(f"{cells:>4} cells {time.monotonic() - started:>6.1f} s  {'ok' if ok else 'FAILED'}", flush=True)
+        answers += [_printed(cell) for cell in notebook.cells if _ANSWERS_TAG in cell.metadata.get("tags", ())]
+    write_whole(build / "index.html", _index(paths))
+    for path, error in failed:
+        print(f"\n{path.name} stopped at a cell:\n{error}", file=sys.stderr)
+    for text in answers:
+        print(f"\n{text}", end="")
+    print(f"\nRead them in a browser: {os.path.relpath(build / 'index.html')}")
+    return not failed
+
+
+def write_whole(path: Path, text: str):
+    """Replace a file in one step, so that nobody ever sees half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _drop_machine_details(notebook: nbformat.NotebookNode):
+    # Which Python ran it is in the metadata; the same notebook must give the same bytes everywhere.
+    notebook.metadata.language_info = {"name": "python"}
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+
+
+def _printed(cell: nbformat.NotebookNode) -> str:
+    return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+
+
+def _index(paths: list[Path]) -> str:
+    links = "".join(f'<li><a href="{p.stem}.html">{p.stem.replace("_", " ")}</a></li>' for p in paths)
+    style = "font: 18px/1.7 system-ui; max-width: 40em; margin: 3em auto"
+    return f'<!doctype html><meta charset="utf-8"><title>Llama 3 from scratch</title><body style="{style}">' + (
+        f"<h1>Llama 3 from scratch</h1><ol style='list-style: none; padding: 0'>{links}</ol>\n"
+    )
