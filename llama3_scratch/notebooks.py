@@ -10,9 +10,14 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
-# Makes float32 results the same on any x86 CPU, so that stored outputs can be compared. Read when torch is imported,
-# which is in the kernels.
-SAME_ON_ANY_CPU = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+# For outputs that are the same everywhere and can be compared: float32 results that do not depend on the kind of x86
+# CPU, and no progress bars, which show when a machine is slow. Read in the kernels, when torch and tqdm are imported.
+SAME_EVERYWHERE = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_CBWR": "COMPATIBLE",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "TQDM_DISABLE": "1",
+}
 CELL_SECONDS = 600
 _ANSWERS_TAG = "answers"  # the cell whose output `run` repeats at the end
 
@@ -23,7 +28,7 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
     With `store`, a notebook that ran well replaces its file. Files are written whole: an interrupted run leaves the
     earlier ones.
     """
-    os.environ.update(SAME_ON_ANY_CPU)
+    os.environ.update(SAME_EVERYWHERE)
     build.mkdir(parents=True, exist_ok=True)
     failed, answers = [], []
     for path in paths:

@@ -145,8 +145,13 @@ def heatmap(
     value_name: str = "",
     vmin: float | None = None,
     vmax: float | None = None,
+    hidden: torch.Tensor | None = None,
 ) -> Picture:
-    """A matrix [rows, columns] as colours. Cells that are -inf or NaN are hatched: masked, not small."""
+    """A matrix [rows, columns] as colours. Cells that are -inf or NaN are hatched: masked, not small. So are those
+    where `hidden`, a matrix of booleans, is True.
+    """
+    if hidden is not None:
+        values = values.masked_fill(hidden, -torch.inf)
     n_rows, n_columns = values.shape
     width, height = (min(max(0.26 * n, 2.4), 7) for n in (n_columns, n_rows))
     figure, ax = _figure(width + 1.9, height + 1.1)
@@ -157,10 +162,16 @@ def heatmap(
     return Picture(figure)
 
 
-def heatmap_sheet(values: torch.Tensor, titles: Sequence[str], title: str = "", columns: int | None = None) -> Picture:
-    """A stack of matrices [n, rows, columns] as small heatmaps on one colour scale, 0 to the largest value."""
+def heatmap_sheet(
+    values: torch.Tensor, titles: Sequence[str], title: str = "", hidden: torch.Tensor | None = None
+) -> Picture:
+    """A stack of matrices [n, rows, columns] as small heatmaps on one colour scale, 0 to the largest value. Cells
+    where `hidden`, [rows, columns], is True are hatched.
+    """
+    if hidden is not None:
+        values = values.masked_fill(hidden, -torch.inf)
     n = len(values)
-    columns = columns or min(n, max(3, math.ceil(math.sqrt(n))))
+    columns = min(n, max(3, math.ceil(math.sqrt(n))))
     rows = math.ceil(n / columns)
     with rc_context(_STYLE):
         figure = Figure(figsize=(2.1 * columns + 0.6, 2.2 * rows + 0.4), layout="constrained")
@@ -210,10 +221,10 @@ def lines(
         ax.plot(_array(x), _array(y), label=name, marker="." if dots else "", linewidth=1.6, **style)
     if log_x:
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        ax.xaxis.set_major_formatter(FuncFormatter(_plain))
     if log_y:
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        ax.yaxis.set_major_formatter(FuncFormatter(_plain))
     ax.set(title=title, xlabel=x_name, ylabel=y_name)
     ax.grid(color="#E5E5E5", linewidth=0.6)
     if len(curves) > 1:
@@ -257,7 +268,7 @@ def histogram(groups: Mapping[str, torch.Tensor], bins: int = 60, title: str = "
             counts, edges, label=name, color=COLORS[i % len(COLORS)], linestyle=_MARKS[i % len(_MARKS)], linewidth=1.4
         )
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(_plain))
     ax.set(title=title, xlabel=x_name, ylabel="count")
     if len(groups) > 1:
         ax.legend(frameon=False)
@@ -349,6 +360,10 @@ def _name_ticks(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str] | N
             continue
         step = math.ceil(len(names) / _MAX_TICKS)  # more labels than that would overlap
         axis.set_ticks(range(0, len(names), step), names[::step], rotation=turn, fontsize=8 if step == 1 else 6)
+
+
+def _plain(value: float, _position: int) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
 def _array(values) -> np.ndarray:
