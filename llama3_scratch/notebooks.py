@@ -12,11 +12,13 @@ from nbconvert import HTMLExporter
 
 # For outputs that are the same everywhere and can be compared: float32 results that do not depend on the kind of x86
 # CPU, and no progress bars, which show when a machine is slow. Read in the kernels, when torch and tqdm are imported.
+# The last one lets waiting threads sleep: on a busy machine, spinning ones make small products three times slower.
 SAME_EVERYWHERE = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_CBWR": "COMPATIBLE",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "TQDM_DISABLE": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 CELL_SECONDS = 600
 _ANSWERS_TAG = "answers"  # the cell whose output `run` repeats at the end

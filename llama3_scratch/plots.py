@@ -253,7 +253,7 @@ def bars(
     ax.invert_yaxis()
     ax.margins(x=0.1)
     if len(groups) > 1:
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars, not on them
     return Picture(figure)
 
 

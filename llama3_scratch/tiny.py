@@ -79,7 +79,7 @@ TINY = {
         tied=True,
     ),
     "tiny-bfloat16": Tiny(
-        ModelArgs(96, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=_PLAIN, multiple_of=100), torch.bfloat16
+        ModelArgs(96, n_layers=2, n_heads=8, n_kv_heads=2, vocab_size=_MERGED, multiple_of=100), torch.bfloat16
     ),
     "tiny-scaled": Tiny(
         ModelArgs(64, n_layers=2, n_heads=4, n_kv_heads=1, vocab_size=_MERGED, multiple_of=32, use_scaled_rope=True),

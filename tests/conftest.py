@@ -1,0 +1,42 @@
+"""Set before torch is imported, and shared by the files beside this one."""
+
+import os
+
+# One set of kernels on every x86 CPU: without these, about one float32 in a hundred flips its fourth decimal between
+# machines. torch and its libraries read them when they are first imported, so this stands above every other import.
+os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+# One thread in each process, results being the same: OpenMP's threads wait for each other by spinning, and where
+# several workers share the cores that makes everything ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from functools import cache
+
+import pytest
+from hypothesis import settings
+
+from llama3_scratch import Tokenizer, load_checkpoint, tiny
+from llama3_scratch.fetch import LLAMA3_TOKENIZER, fetch
+
+# The same examples on every run: a red run can be repeated. No deadline: a busy machine is not a fault.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """Name -> folder of a tiny checkpoint made by this run, since those in checkpoints/ may be an older version's."""
+    home = tmp_path_factory.mktemp("tiny")
+    return cache(lambda name: tiny.make_tiny(name, home / name))
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    return load_checkpoint("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def llama3():
+    """The tokenizer of Llama 3, on Meta's own file."""
+    return Tokenizer(fetch(LLAMA3_TOKENIZER) / "tokenizer.model")

@@ -1,0 +1,83 @@
+"""The independent referee: Hugging Face's LlamaForCausalLM over weights that carry Meta's names."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llama3_scratch import ModelArgs
+
+_NAMES = {
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+
+
+def hf_model(params: ModelArgs, weights: Mapping[str, Tensor]) -> LlamaForCausalLM:
+    """Hugging Face's model with these weights, in their type. Every one of them must find its place."""
+    config = LlamaConfig(
+        vocab_size=params.vocab_size,
+        hidden_size=params.dim,
+        intermediate_size=weights["layers.0.feed_forward.w1.weight"].shape[0],  # as stored, not as ModelArgs derives it
+        num_hidden_layers=params.n_layers,
+        num_attention_heads=params.n_heads,
+        num_key_value_heads=params.n_kv_heads,
+        max_position_embeddings=131072,
+        rms_norm_eps=params.norm_eps,
+        rope_parameters=rope_parameters(params.rope_theta, params.rope_factor),
+        tie_word_embeddings="output.weight" not in weights,
+        attn_implementation="eager",  # the plain formula, with no fused kernel to trust
+    )
+    embeddings = weights["tok_embeddings.weight"]
+    state = {
+        "model.embed_tokens.weight": embeddings,
+        "model.norm.weight": weights["norm.weight"],
+        "lm_head.weight": weights.get("output.weight", embeddings),
+    }
+    for layer in range(params.n_layers):
+        for meta_name, name in _NAMES.items():
+            weight = weights[f"layers.{layer}.{meta_name}.weight"]
+            if meta_name in ("attention.wq", "attention.wk"):
+                weight = to_half_split(weight, params.head_dim)
+            state[f"model.layers.{layer}.{name}.weight"] = weight
+    model = LlamaForCausalLM(config).to(embeddings.dtype)
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def hf_logits(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
+    """[seq] or [batch, seq] -> logits of the same leading sizes."""
+    with torch.no_grad():
+        logits = model(tokens.reshape(-1, tokens.shape[-1]), use_cache=False).logits
+    return logits.reshape(*tokens.shape, -1)
+
+
+def to_half_split(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorder each head's rows from Meta's pairs (0, 1), (2, 3), ... to Hugging Face's (0, d/2), (1, d/2 + 1), ...
+
+    As `permute` in their convert_llama_weights_to_hf.py.
+    """
+    rows, columns = weight.shape
+    return weight.view(-1, head_dim // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+def rope_parameters(theta: float, factor: float | None) -> dict:
+    """LlamaConfig's description of RoPE. The three other numbers are those of every Llama 3.1 and 3.2 config.json."""
+    if factor is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    return {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
