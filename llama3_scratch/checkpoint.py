@@ -52,6 +52,8 @@ def load_checkpoint(
     Raises CheckpointError, naming the file, the key and what to do, if anything does not fit.
     """
     folder = find(path_or_name)
+    if not any((folder / name).exists() for name in (PARAMS_NAME, WEIGHTS_NAME)):
+        raise CheckpointError(f"{folder / PARAMS_NAME}: not found. {_where_to_look(folder)}")
     params = ModelArgs.from_json(folder / PARAMS_NAME)
     weights = read_weights(folder / WEIGHTS_NAME, params)
     tokenizer = Tokenizer(folder / TOKENIZER_NAME)
@@ -61,9 +63,17 @@ def load_checkpoint(
             f"{params.vocab_size}; this tokenizer belongs to another model"
         )
     stored = weights["tok_embeddings.weight"].dtype
-    if torch.device(device).type != "cpu" or dtype not in (None, stored):
-        items = tqdm(weights.items(), desc="copying weights", delay=2, leave=False)
-        weights = {key: tensor.to(device=device, dtype=dtype) for key, tensor in items}
+    others = [f"{key} is {t.dtype}" for key, t in weights.items() if t.dtype != stored and key != "rope.freqs"]
+    if dtype is None and others:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_NAME}: {others[0]}, and tok_embeddings.weight is {stored}; say dtype=... for one"
+        )
+    if torch.device(device).type != "cpu" or others or dtype not in (None, stored):
+        copies: dict[int, Tensor] = {}  # by address, so that two names for one tensor stay so
+        for tensor in tqdm(weights.values(), desc="copying weights", delay=2, leave=False):
+            if tensor.data_ptr() not in copies:
+                copies[tensor.data_ptr()] = tensor.to(device=device, dtype=dtype)
+        weights = {key: copies[tensor.data_ptr()] for key, tensor in weights.items()}
     return Checkpoint(params, weights, tokenizer, folder)
 
 
@@ -123,11 +133,12 @@ def _check(path: Path, described: Mapping[str, Tensor], params: ModelArgs):
             raise CheckpointError(f"{path}: {key} is missing; params.json and weights may be of different models")
         if tuple(described[key].shape) != shape:
             raise CheckpointError(f"{path}: {key} is {list(described[key].shape)}, params.json makes it {list(shape)}")
-        if not described[key].is_floating_point() or described[key].element_size() < 2:
-            raise CheckpointError(f"{path}: {key} is {described[key].dtype}; expected bfloat16, float16 or float32")
+        t = described[key]
+        if not t.is_floating_point() or t.element_size() < 2 or t.layout != torch.strided:
+            raise CheckpointError(f"{path}: {key} is {t.dtype}, {t.layout}; expected bfloat16, float16 or float32")
     extra = [key for key in described if key not in shapes and key != "rope.freqs"]  # Llama 1 stored its frequencies
     if extra:
-        raise CheckpointError(f"{path}: unknown tensors {', '.join(extra[:3])}, ... ({len(extra)} in all)")
+        raise CheckpointError(f"{path}: unknown tensors {', '.join(map(str, extra[:3]))}, ... ({len(extra)} in all)")
 
 
 def _map_file(path: Path) -> mmap.mmap:

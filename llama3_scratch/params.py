@@ -1,7 +1,6 @@
 """params.json: the eleven numbers that fix every size in the model."""
 
 import json
-import math
 import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -42,7 +41,8 @@ class ModelArgs:
             optional = name in ("ffn_dim_multiplier", "rope_scale_factor")
             if value is None and optional:
                 continue
-            if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+            # The upper bound also keeps whole numbers that no float can hold away from the arithmetic.
+            if type(value) not in (int, float) or not 0 < value < 1e30:
                 raise CheckpointError(f"params.json: {name} must be a positive number, not {value!r}")
         if type(self.use_scaled_rope) is not bool:
             raise CheckpointError(f"params.json: use_scaled_rope must be true or false, not {self.use_scaled_rope!r}")

@@ -7,7 +7,7 @@ the numbers catches a wrong picture, which comparing images could not do across 
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, wraps
 from io import BytesIO
 from pathlib import Path
 
@@ -60,6 +60,17 @@ class Picture:
         return "\n".join(["Picture", *(line for ax in self.axes for line in _numbers(ax))])
 
 
+def _styled(function):
+    """Run a function under our style: matplotlib reads it when each text is made, long after the figure."""
+
+    @wraps(function)
+    def styled(*args, **kwargs):
+        with rc_context(_STYLE | {"font.family": _families()}):
+            return function(*args, **kwargs)
+
+    return styled
+
+
 def label(token: str | bytes, limit: int = 14) -> str:
     """A token as one legible line: a space is shown as ␣, a line break as \\n, bytes that are not text as \\xNN.
 
@@ -84,6 +95,7 @@ def token_strip(labels: Sequence[str], ids: Sequence[int] | None = None, title: 
     return token_rows([labels], below=None if ids is None else [[str(i) for i in ids]], title=title)
 
 
+@_styled
 def token_rows(
     rows: Sequence[Sequence[str]],
     names: Sequence[str] | None = None,
@@ -119,7 +131,7 @@ def token_rows(
             continue
         strong_box = kind == "strong"
         face = COLORS[0] if strong_box else ("#DCE9F2", "#FBEFD5")[kind % 2]
-        ax.add_patch(Rectangle((x, top), width, 0.28, facecolor=face, edgecolor="#777777", linewidth=0.6))
+        ax.add_patch(Rectangle((x, top), width, 0.28, facecolor=face, edgecolor="#777777", linewidth=0.6, gid="token"))
         color = "white" if strong_box else "black"
         ax.text(
             x + width / 2,
@@ -135,6 +147,7 @@ def token_rows(
     return Picture(figure)
 
 
+@_styled
 def heatmap(
     values: torch.Tensor,
     rows: Sequence[str] | None = None,
@@ -162,6 +175,7 @@ def heatmap(
     return Picture(figure)
 
 
+@_styled
 def heatmap_sheet(
     values: torch.Tensor, titles: Sequence[str], title: str = "", hidden: torch.Tensor | None = None
 ) -> Picture:
@@ -173,24 +187,24 @@ def heatmap_sheet(
     n = len(values)
     columns = min(n, max(3, math.ceil(math.sqrt(n))))
     rows = math.ceil(n / columns)
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(2.1 * columns + 0.6, 2.2 * rows + 0.4), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flatten()
-        shown = values.detach().float()
-        vmax = shown[shown.isfinite()].max().item()
-        for ax, matrix, name in zip(axes, values, titles, strict=False):
-            image = _draw_matrix(ax, matrix, 0, vmax)
-            ax.set(title=name, xticks=[], yticks=[])
-        for ax in axes[n:]:
-            ax.axis("off")
-        figure.suptitle(title)
-        figure.colorbar(image, ax=axes.tolist(), shrink=0.6)
+    figure = Figure(figsize=(2.1 * columns + 0.6, 2.2 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    shown = values.detach().float()
+    vmax = shown[shown.isfinite()].max().item()
+    for ax, matrix, name in zip(axes, values, titles, strict=False):
+        image = _draw_matrix(ax, matrix, 0, vmax)
+        ax.set(title=name, xticks=[], yticks=[])
+    for ax in axes[n:]:
+        ax.axis("off")
+    figure.suptitle(title)
+    figure.colorbar(image, ax=axes.tolist(), shrink=0.6)
     return Picture(figure)
 
 
+@_styled
 def complex_plane(row: torch.Tensor, title: str = "", name: str = "pair") -> Picture:
     """Complex numbers [n] as arrows from the origin, the unit circle behind them. Colour runs from first to last."""
-    values = row.detach().cpu().numpy()
+    values = row.detach().cpu().resolve_conj().numpy()
     figure, ax = _figure(5.4, 4.6)
     turn = np.linspace(0, 2 * math.pi, 200)
     ax.plot(np.cos(turn), np.sin(turn), color="#BBBBBB", linewidth=0.8)
@@ -205,6 +219,7 @@ def complex_plane(row: torch.Tensor, title: str = "", name: str = "pair") -> Pic
     return Picture(figure)
 
 
+@_styled
 def lines(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     title: str = "",
@@ -232,6 +247,7 @@ def lines(
     return Picture(figure)
 
 
+@_styled
 def bars(
     labels: Sequence[str],
     groups: Mapping[str, Sequence[float]] | Sequence[float],
@@ -257,6 +273,7 @@ def bars(
     return Picture(figure)
 
 
+@_styled
 def histogram(groups: Mapping[str, torch.Tensor], bins: int = 60, title: str = "", x_name: str = "") -> Picture:
     """How the numbers of each group are spread, as outlines on shared bins. Counts are on a log scale."""
     figure, ax = _figure(6.4, 3.2)
@@ -275,6 +292,7 @@ def histogram(groups: Mapping[str, torch.Tensor], bins: int = 60, title: str = "
     return Picture(figure)
 
 
+@_styled
 def blocks(sizes: Mapping[str, float], title: str = "", unit: str = "") -> Picture:
     """A whole cut into named parts: one long bar, each part as wide as its share, listed below with its size."""
     figure, ax = _figure(8.4, 1.1 + 0.24 * len(sizes))
@@ -296,6 +314,7 @@ def blocks(sizes: Mapping[str, float], title: str = "", unit: str = "") -> Pictu
     return Picture(figure)
 
 
+@_styled
 def predictions(
     labels: Sequence[str], guesses: Sequence[str], probs: Sequence[float], right: Sequence[bool], title: str = ""
 ) -> Picture:
@@ -312,12 +331,13 @@ def predictions(
     return Picture(figure)
 
 
+@_styled
 def turns(points: Mapping[str, torch.Tensor], title: str = "") -> Picture:
     """Paths of one pair of numbers as its position grows: each [positions] complex, numbered along the way."""
     figure, ax = _figure(5.2, 4.6)
     reach = 1.15 * max(_array(p.abs()).max() for p in points.values())
     for i, (name, path) in enumerate(points.items()):
-        values, color = path.detach().cpu().numpy(), COLORS[i % len(COLORS)]
+        values, color = path.detach().cpu().resolve_conj().numpy(), COLORS[i % len(COLORS)]
         ax.plot(
             values.real,
             values.imag,
@@ -342,9 +362,8 @@ def turns(points: Mapping[str, torch.Tensor], title: str = "") -> Picture:
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     # A Figure of its own, not pyplot's: nothing global, nothing to close, shown once.
-    with rc_context(_STYLE | {"font.family": _families()}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.add_subplot()
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def _draw_matrix(ax: Axes, values: torch.Tensor, vmin: float | None, vmax: float | None):
@@ -382,7 +401,7 @@ def _drawable(char: str) -> str:
     if char in named:
         return named[char]
     fonts = (font_manager.get_font(font_manager.findfont(family)) for family in _families())
-    if unicodedata.category(char)[0] != "C" and any(font.get_char_index(ord(char)) for font in fonts):
+    if unicodedata.category(char)[0] not in "CZ" and any(font.get_char_index(ord(char)) for font in fonts):
         return char
     return f"U+{ord(char):04X}"
 
@@ -402,11 +421,14 @@ def _numbers(ax: Axes) -> list[str]:
     for container in ax.collections:
         if hasattr(container, "U"):
             found += [("arrows x", container.U), ("arrows y", container.V)]
-    boxes = [p for p in ax.patches if isinstance(p, Rectangle)]
+    # Tokens' boxes are as wide as their labels, and which characters labels can show depends on the fonts at hand.
+    tokens = sum(p.get_gid() == "token" for p in ax.patches)
+    boxes = [p for p in ax.patches if isinstance(p, Rectangle) and p.get_gid() != "token"]
     if boxes:
         found.append(("boxes", np.array([(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in boxes])))
     found += [("steps", patch.get_data().values) for patch in ax.patches if hasattr(patch, "get_data")]
-    return [f"  {kind} {_summary(values)}" for kind, values in found]
+    counted = [f"  {tokens} tokens"] if tokens else []
+    return counted + [f"  {kind} {_summary(values)}" for kind, values in found]
 
 
 def _summary(values) -> str:

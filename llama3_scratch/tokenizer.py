@@ -52,12 +52,15 @@ def load_ranks(path: str | Path) -> dict[bytes, int]:
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be read ({e.strerror}); it comes with the weights") from e
     ranks: dict[bytes, int] = {}
+    repeated = False
     for number, line in enumerate(data.splitlines(), start=1):
         if not line:
             continue
         try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            text, rank = line.split()
+            token = base64.b64decode(text, validate=True)
+            repeated |= token in ranks
+            ranks[token] = int(rank)
         except (ValueError, binascii.Error) as e:
             raise CheckpointError(
                 f"{path}: line {number} is not 'base64 rank'. Llama 3's tokenizer.model is such a text file; "
@@ -66,7 +69,7 @@ def load_ranks(path: str | Path) -> dict[bytes, int]:
     if not ranks:
         raise CheckpointError(f"{path}: empty; download it again")
     first = min(ranks.values())
-    if first < 0 or sorted(ranks.values()) != list(range(first, first + len(ranks))):
+    if repeated or first < 0 or sorted(ranks.values()) != list(range(first, first + len(ranks))):
         raise CheckpointError(f"{path}: tokens or ranks repeat or skip; download it again")
     return ranks
 
@@ -120,6 +123,8 @@ class Tokenizer:
         Special tokens written out in the text, like "<|eot_id|>", are read as plain text: user text never turns into
         a control token. `allowed_special` ("all", or names) lifts this.
         """
+        if isinstance(allowed_special, str) and allowed_special != "all":
+            allowed_special = {allowed_special}  # one name, not a collection of letters
         allowed = allowed_special if allowed_special == "all" else set(allowed_special)
         ids = self._encoding.encode(text, allowed_special=allowed, disallowed_special=())
         ids = [i for i in ids if i < self.vocab_size]
@@ -149,4 +154,10 @@ def _read_config(path: Path) -> dict:
         raise CheckpointError(f"{path}: not readable as JSON ({e})") from e
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    special = config.get("special_tokens", {})
+    if not isinstance(special, dict) or not all(type(i) is int and i >= 0 for i in special.values()):
+        raise CheckpointError(f"{path}: special_tokens must be an object of names and ids")
+    for key, kind in (("pattern", str), ("bos", str), ("eos", str), ("add_bos", bool)):
+        if key in config and type(config[key]) is not kind:
+            raise CheckpointError(f"{path}: {key} must be of type {kind.__name__}, not {config[key]!r}")
     return config
