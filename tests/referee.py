@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from llama3_scratch import ModelArgs
 
@@ -21,8 +22,11 @@ _NAMES = {
 }
 
 
-def hf_model(params: ModelArgs, weights: Mapping[str, Tensor]) -> LlamaForCausalLM:
-    """Hugging Face's model with these weights, in their type. Every one of them must find its place."""
+def hf_model(params: ModelArgs, weights: Mapping[str, Tensor], attention: str = "eager") -> LlamaForCausalLM:
+    """Hugging Face's model over these very tensors; only wq and wk are copied. Every one must find its place.
+
+    `attention` is theirs to choose from: "eager" is the plain formula, with no fused kernel to trust.
+    """
     config = LlamaConfig(
         vocab_size=params.vocab_size,
         hidden_size=params.dim,
@@ -34,7 +38,7 @@ def hf_model(params: ModelArgs, weights: Mapping[str, Tensor]) -> LlamaForCausal
         rms_norm_eps=params.norm_eps,
         rope_parameters=rope_parameters(params.rope_theta, params.rope_factor),
         tie_word_embeddings="output.weight" not in weights,
-        attn_implementation="eager",  # the plain formula, with no fused kernel to trust
+        attn_implementation=attention,
     )
     embeddings = weights["tok_embeddings.weight"]
     state = {
@@ -48,8 +52,10 @@ def hf_model(params: ModelArgs, weights: Mapping[str, Tensor]) -> LlamaForCausal
             if meta_name in ("attention.wq", "attention.wk"):
                 weight = to_half_split(weight, params.head_dim)
             state[f"model.layers.{layer}.{name}.weight"] = weight
-    model = LlamaForCausalLM(config).to(embeddings.dtype)
-    model.load_state_dict(state, strict=True)
+    with torch.device("meta"):  # no memory, until the tensors of `state` take their places
+        model = LlamaForCausalLM(config)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # computed, not loaded
     return model.eval()
 
 
