@@ -16,7 +16,7 @@ test: $(VENV)/test        ## everything CI runs
 	$(BIN)/python -m llama3_scratch fetch
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lab: $(VENV)/run          ## open the notebooks
 	$(BIN)/python -m llama3_scratch fetch

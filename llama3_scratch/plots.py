@@ -16,7 +16,7 @@ import torch
 from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from matplotlib.ticker import FuncFormatter
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and of different brightness in grey.
@@ -263,7 +263,7 @@ def bars(
         hatch = ("", "///", "...")[g % 3]
         drawn = ax.barh(at, _array(values), height, label=name, color=COLORS[g], hatch=hatch, edgecolor="white")
         if len(groups) == 1:
-            ax.bar_label(drawn, fmt=lambda v: f" {v:.3g}", fontsize=8)
+            ax.bar_label(drawn, fmt=lambda v: f" {v:,.0f}" if v >= 1000 else f" {v:.3g}", fontsize=8)
     ax.set(title=title, xlabel=value_name)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
@@ -338,22 +338,24 @@ def turns(points: Mapping[str, torch.Tensor], title: str = "") -> Picture:
     reach = 1.15 * max(_array(p.abs()).max() for p in points.values())
     for i, (name, path) in enumerate(points.items()):
         values, color = path.detach().cpu().resolve_conj().numpy(), COLORS[i % len(COLORS)]
-        ax.plot(
-            values.real,
-            values.imag,
-            marker="o",
-            markersize=3,
-            color=color,
-            linestyle=_MARKS[i % len(_MARKS)],
-            label=name,
-        )
-        ax.add_patch(
-            FancyArrowPatch((0, 0), (values[0].real, values[0].imag), arrowstyle="->", mutation_scale=10, color=color)
-        )
+        mark = "o^sDv"[i % 5]
+        ax.plot(values.real, values.imag, marker=mark, markersize=4, color=color, linestyle="", label=name)
+        ax.add_patch(Circle((0, 0), abs(values[0]), fill=False, edgecolor=color, linewidth=0.6))
+        tip = (values[0].real, values[0].imag)
+        ax.add_patch(FancyArrowPatch((0, 0), tip, arrowstyle="->", mutation_scale=10, color=color))
+        labelled: list[complex] = []
         for m, value in enumerate(values):
-            if m in (0, 1, 2) or m == len(values) - 1:
-                ax.annotate(str(m), (value.real, value.imag), xytext=(3, 3), textcoords="offset points", fontsize=7)
-    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title, xlabel="even", ylabel="odd")
+            if all(abs(value - other) > 0.12 * reach for other in labelled):  # numbers must not cover each other
+                ax.annotate(str(m), (value.real, value.imag), xytext=(4, 4), textcoords="offset points", fontsize=7)
+                labelled.append(value)
+    ax.set(
+        xlim=(-reach, reach),
+        ylim=(-reach, reach),
+        aspect="equal",
+        title=title,
+        xlabel="first of the pair",
+        ylabel="second of the pair",
+    )
     ax.axhline(0, color="#DDDDDD", linewidth=0.6, zorder=0)
     ax.axvline(0, color="#DDDDDD", linewidth=0.6, zorder=0)
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
