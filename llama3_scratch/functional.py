@@ -135,7 +135,8 @@ def forward(tokens: Sequence[int] | Tensor, weights: Mapping[str, Tensor], param
     embeddings = weights["tok_embeddings.weight"]
     tokens = _check_tokens(tokens, params.vocab_size).to(embeddings.device)
     seq_len = tokens.shape[-1]
-    freqs_cis = precompute_freqs_cis(params.head_dim, seq_len, params.rope_theta, params.rope_factor).to(tokens.device)
+    freqs_cis = precompute_freqs_cis(params.head_dim, seq_len, params.rope_theta, params.rope_factor)
+    freqs_cis = freqs_cis.to(embeddings.device)
     x = embeddings[tokens]
     mask = causal_mask(seq_len, x.dtype, x.device)
     for layer in tqdm(range(params.n_layers), desc="layers", delay=2, leave=False):

@@ -55,8 +55,8 @@ IN_A_NOTEBOOK = [
     (
         "a layer skipped",
         "07_all_layers",
-        "in range(params.n_layers):\n    streams",
-        "in range(1, params.n_layers):\n    streams",
+        "in range(params.n_layers):\n    x =",
+        "in range(1, params.n_layers):\n    x =",
         "tiny-ratio1",
     ),
     ("missing last norm", "08_logits", "logits = (final[-1]", "logits = (stream[-1]", "tiny-ratio1"),
