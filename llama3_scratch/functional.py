@@ -113,10 +113,16 @@ def feed_forward(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
 
 
 def transformer_block(
-    x: Tensor, weights: Mapping[str, Tensor], layer: int, params: ModelArgs, freqs_cis: Tensor, mask: Tensor | None
+    x: Tensor,
+    weights: Mapping[str, Tensor],
+    layer: int,
+    params: ModelArgs,
+    freqs_cis: Tensor,
+    mask: Tensor | None,
 ) -> Tensor:
-    """One layer: [batch, seq, dim] -> [batch, seq, dim]. Each half reads a normalised copy of the residual stream
-    and adds its result to the stream itself.
+    """One layer: [batch, seq, dim] -> [batch, seq, dim].
+
+    Each half reads a normalised copy of the residual stream and adds its result to the stream.
     """
     w = {name: weights[f"layers.{layer}.{name}.weight"] for name in _LAYER_WEIGHTS}
     attention_weights = (w[f"attention.{name}"] for name in ("wq", "wk", "wv", "wo"))
@@ -127,10 +133,11 @@ def transformer_block(
 
 
 def forward(tokens: Sequence[int] | Tensor, weights: Mapping[str, Tensor], params: ModelArgs) -> Tensor:
-    """The whole model: token ids [seq] or [batch, seq] -> float32 logits [seq, vocab] or [batch, seq, vocab].
+    """The whole model: token ids [seq] or [batch, seq] -> float32 logits [..., seq, vocab].
 
-    Works straight on memory-mapped weights, one layer at a time. Shows a progress bar if it takes over two seconds.
-    Raises ValueError for an empty sequence or an id outside the vocabulary, TypeError for ids that are not integers.
+    Works straight on memory-mapped weights, one layer at a time. Shows a progress bar if it takes
+    over two seconds. Raises ValueError for an empty sequence or an id outside the vocabulary,
+    TypeError for ids that are not integers.
     """
     embeddings = weights["tok_embeddings.weight"]
     tokens = _check_tokens(tokens, params.vocab_size).to(embeddings.device)
