@@ -2,7 +2,7 @@
 
     python tests/benchmark.py                                   # Llama 3 8B's shape: 16 GB of disk, 20 GB of memory
     python tests/benchmark.py --shape 1b --rounds 15            # Llama 3.2 1B's: 2.5 GB
-    python tests/benchmark.py --shape 8b --folder /tmp/bench8b  # keep the file elsewhere than in checkpoints/
+    python tests/benchmark.py --shape 8b --folder ../bench8b  # keep the file elsewhere than in checkpoints/
 
 The file is made once, and stays: delete its folder when you are done. Rerun on a quiet machine, and look at `uptime`
 first. What is measured, and the limits it is held to:
