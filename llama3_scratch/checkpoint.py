@@ -1,80 +1,86 @@
-"""A folder in Meta's layout becomes params, weights and tokenizer. Nothing is copied: the weights stay on disk."""
+"""A folder becomes params, weights and tokenizer. Nothing is copied: the weights stay on disk."""
 
-import mmap
 import os
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import huggingface
 from .params import CheckpointError, ModelArgs
 from .tokenizer import Tokenizer
+from .weights import LazyWeights, check_weights, map_file, numbers_at
 
 DEFAULT_NAME = "smollm2-135m"
 ENVIRONMENT_VARIABLE = "LLAMA3_CHECKPOINT"
 WEIGHTS_NAME, PARAMS_NAME, TOKENIZER_NAME = "consolidated.00.pth", "params.json", "tokenizer.model"
 
-# Up to this size a file is mapped copy-on-write: tensors can be changed in place, and the file stays as it is.
-# A larger one is mapped read-only, since systems reserve memory for every page that could be copied.
-COPY_ON_WRITE_BYTES = 4 * 2**30
-
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, opened: its sizes, its weights under Meta's names, its tokenizer, and the folder they came from."""
+    """A model, opened: its sizes, its weights under Meta's names, its tokenizer, and the folder they came from.
+
+    `tokenizer` is None where a Hugging Face folder has none. `read_only`: the weights lie in a file so large that they
+    cannot be changed in place.
+    """
 
     params: ModelArgs
     weights: Mapping[str, Tensor]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     path: Path
+    read_only: bool = False
 
     def __repr__(self):
         # The folder's name, not its path: a repr ends up in notebooks, and those are shared.
-        dtype = str(self.weights["tok_embeddings.weight"].dtype).removeprefix("torch.")
+        dtype = str(self.weights["norm.weight"].dtype).removeprefix("torch.")
         return f"Checkpoint({self.path.name!r}, {len(self.weights)} tensors, {dtype})"
 
 
 def load_checkpoint(
     path_or_name: str | Path | None = None, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Checkpoint:
-    """Open a checkpoint: a folder holding consolidated.00.pth, params.json and tokenizer.model, or a known name.
+    """Open a checkpoint: a folder, or a known name.
 
-    Without an argument, the environment variable LLAMA3_CHECKPOINT says which (a folder or a name), else
-    "smollm2-135m", fetched on first use. The weights are memory-mapped: opening reads names and shapes only, and the
-    system reads pages as they are used. `dtype` (another than the stored one) and `device` (another than "cpu") make
-    copies. Files over 4 GiB are mapped read-only: clone a tensor before changing it in place.
+    A folder holds Meta's files (consolidated.00.pth, and 01, 02, ... of the larger models; params.json;
+    tokenizer.model) or Hugging Face's (config.json, *.safetensors, tokenizer.json). Without an argument, the
+    environment variable LLAMA3_CHECKPOINT says which (a folder or a name), else "smollm2-135m", fetched on first use.
+
+    The weights are memory-mapped: opening reads names and shapes only, and the system reads pages as they are used.
+    What is stored in parts or in another order is put together each time it is asked for. `dtype` (another than the
+    stored one) and `device` (another than "cpu") make copies. Files over 4 GiB are mapped read-only: clone a tensor
+    before changing it in place.
 
     Raises CheckpointError, naming the file, the key and what to do, if anything does not fit.
     """
     folder = find(path_or_name)
-    if not any((folder / name).exists() for name in (PARAMS_NAME, WEIGHTS_NAME)):
+    if any((folder / name).exists() for name in (PARAMS_NAME, WEIGHTS_NAME)):
+        params = ModelArgs.from_json(folder / PARAMS_NAME)
+        weights, read_only = read_weights(folder, params)
+        tokenizer = Tokenizer(folder / TOKENIZER_NAME)
+    elif (folder / huggingface.CONFIG_NAME).exists():
+        params = huggingface.read_params(folder)
+        weights, read_only = huggingface.read_weights(folder, params)
+        tokenizer = _huggingface_tokenizer(folder)
+    else:
         raise CheckpointError(f"{folder / PARAMS_NAME}: not found. {_where_to_look(folder)}")
-    params = ModelArgs.from_json(folder / PARAMS_NAME)
-    weights = read_weights(folder / WEIGHTS_NAME, params)
-    tokenizer = Tokenizer(folder / TOKENIZER_NAME)
-    if tokenizer.vocab_size > params.vocab_size:
+    if tokenizer and tokenizer.vocab_size > params.vocab_size:
         raise CheckpointError(
-            f"{folder / TOKENIZER_NAME}: {tokenizer.vocab_size} tokens, but the model has vocab_size "
+            f"{tokenizer.path}: {tokenizer.vocab_size} tokens, but the model has vocab_size "
             f"{params.vocab_size}; this tokenizer belongs to another model"
         )
-    stored = weights["tok_embeddings.weight"].dtype
-    others = [f"{key} is {t.dtype}" for key, t in weights.items() if t.dtype != stored and key != "rope.freqs"]
-    if dtype is None and others:
-        raise CheckpointError(
-            f"{folder / WEIGHTS_NAME}: {others[0]}, and tok_embeddings.weight is {stored}; say dtype=... for one"
-        )
-    if torch.device(device).type != "cpu" or others or dtype not in (None, stored):
-        copies: dict[int, Tensor] = {}  # by address, so that two names for one tensor stay so
-        for tensor in tqdm(weights.values(), desc="copying weights", delay=2, leave=False):
-            if tensor.data_ptr() not in copies:
-                copies[tensor.data_ptr()] = tensor.to(device=device, dtype=dtype)
-        weights = {key: copies[tensor.data_ptr()] for key, tensor in weights.items()}
-    return Checkpoint(params, weights, tokenizer, folder)
+    stored = _dtypes(weights)
+    if dtype is None and len(stored) > 1:
+        (a, key_a), (b, key_b) = list(stored.items())[:2]
+        raise CheckpointError(f"{folder}: {key_b} is {b}, and {key_a} is {a}; say dtype=... for one")
+    if torch.device(device).type != "cpu" or (dtype is not None and set(stored) != {dtype}):
+        weights, read_only = _copies(weights, dtype, device), False
+    return Checkpoint(params, weights, tokenizer, folder, read_only)
 
 
 def find(path_or_name: str | Path | None = None) -> Path:
@@ -93,14 +99,70 @@ def find(path_or_name: str | Path | None = None) -> Path:
     raise CheckpointError(f"{folder}: no such folder, and no checkpoint of that name; known names: {known}")
 
 
-def read_weights(path: Path, params: ModelArgs) -> dict[str, Tensor]:
-    """Map the tensors of a .pth file into memory, after checking every name, shape and type against params.
+def read_weights(folder: Path, params: ModelArgs) -> tuple[Mapping[str, Tensor], bool]:
+    """Map the tensors of Meta's .pth files into memory, after checking every name, shape and type against params.
+    Also returns whether they are mapped read-only.
 
-    A .pth file is an uncompressed zip: one pickle with the names and shapes, then each tensor's bytes. `torch.load`
+    The larger models come in shards, one for each of the GPUs that they were trained on: consolidated.00.pth has the
+    first rows (or columns, see `shard_dim`) of every matrix, consolidated.01.pth the next ones, and so on.
+    """
+    paths = _shard_paths(folder)
+    shapes = {key: shard_shape(key, shape, len(paths)) for key, shape in params.weight_shapes().items()}
+    shards, read_only = zip(*(_read_shard(path, shapes) for path in paths), strict=True)
+    if len(shards) == 1:
+        return shards[0], read_only[0]
+
+    def join(key: str, parts: Sequence[Tensor]) -> Tensor:
+        return parts[0] if shard_dim(key) is None else torch.cat(list(parts), shard_dim(key))
+
+    # One that is only another name for the embeddings is left out: joined, it would become a second matrix.
+    tied = [key for key in shards[0] if key == "output.weight" and is_tied(shards[0])]
+    parts = {key: [shard[key] for shard in shards] for key in shards[0] if key not in tied}
+    return LazyWeights(parts, join), any(read_only)
+
+
+def shard_dim(key: str) -> int | None:
+    """The dimension along which a weight is cut into shards; None if every shard holds all of it.
+
+    Matrices are cut by output, wo and w2 by input, so that what one shard computes is all that it needs next
+    (Megatron-LM, arXiv:1909.08053, section 3). Every shard has all the norms. Those of the 70B model differ a little
+    from shard to shard; as in Meta's own conversion, the first counts.
+    """
+    if "norm" in key:
+        return None
+    return 1 if key.endswith(("wo.weight", "w2.weight")) else 0
+
+
+def shard_shape(key: str, shape: tuple[int, ...], shards: int) -> tuple[int, ...]:
+    """The shape of one shard's part of a weight."""
+    dim = shard_dim(key)
+    if dim is None or shards == 1:
+        return shape
+    if shape[dim] % shards:
+        raise CheckpointError(f"{key} {list(shape)} does not divide into {shards} shards; some may be of another model")
+    return tuple(n // shards if i == dim else n for i, n in enumerate(shape))
+
+
+def is_tied(weights: Mapping[str, Tensor]) -> bool:
+    """Whether one matrix serves as token embeddings and as output: the second is absent, or another name for it."""
+    if "output.weight" not in weights:
+        return True
+    return weights["output.weight"].data_ptr() == weights["tok_embeddings.weight"].data_ptr()
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("consolidated.*.pth"))
+    expected = [folder / f"consolidated.{i:02d}.pth" for i in range(len(found) or 1)]
+    for path in expected:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: not found. {_where_to_look(folder, len(found))}")
+    return expected
+
+
+def _read_shard(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], bool]:
+    """A .pth file is an uncompressed zip: one pickle with the names and shapes, then each tensor's bytes. `torch.load`
     reads the pickle alone (`map_location="meta"`), as data: `weights_only=True` refuses pickles that would run code.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: not found. {_where_to_look(path.parent)}")
     try:
         with zipfile.ZipFile(path) as archive:
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
@@ -115,58 +177,51 @@ def read_weights(path: Path, params: ModelArgs) -> dict[str, Tensor]:
         ) from e
     if not isinstance(described, dict) or not all(isinstance(t, Tensor) for t in described.values()):
         raise CheckpointError(f"{path}: expected a dict of tensors, as in Meta's files")
-    _check(path, described, params)
-    file = _map_file(path)
-    return {key: _tensor_at(file, meta, path, key) for key, meta in described.items()}
+    described.pop("rope.freqs", None)  # Llama 1 stored its frequencies
+    check_weights(path, described, shapes, may_lack=("output.weight",))
+    file = map_file(path)
+    return {key: _tensor_at(file, meta, path, key) for key, meta in described.items()}, memoryview(file).readonly
 
 
-def _check(path: Path, described: Mapping[str, Tensor], params: ModelArgs):
-    if params.n_layers > len(described):
-        raise CheckpointError(
-            f"{path}: {len(described)} tensors cannot be n_layers {params.n_layers}, as params.json says"
-        )
-    shapes = params.weight_shapes()
-    for key, shape in shapes.items():
-        if key not in described:
-            if key == "output.weight":  # tied to the token embeddings
-                continue
-            raise CheckpointError(f"{path}: {key} is missing; params.json and weights may be of different models")
-        if tuple(described[key].shape) != shape:
-            raise CheckpointError(f"{path}: {key} is {list(described[key].shape)}, params.json makes it {list(shape)}")
-        t = described[key]
-        if not t.is_floating_point() or t.element_size() < 2 or t.layout != torch.strided:
-            raise CheckpointError(f"{path}: {key} is {t.dtype}, {t.layout}; expected bfloat16, float16 or float32")
-    extra = [key for key in described if key not in shapes and key != "rope.freqs"]  # Llama 1 stored its frequencies
-    if extra:
-        raise CheckpointError(f"{path}: unknown tensors {', '.join(map(str, extra[:3]))}, ... ({len(extra)} in all)")
-
-
-def _map_file(path: Path) -> mmap.mmap:
-    with open(path, "rb") as f:
-        if path.stat().st_size <= COPY_ON_WRITE_BYTES:
-            try:
-                return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
-            except OSError:  # a memory limit that counts the whole file
-                pass
-        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _tensor_at(file: mmap.mmap, meta: Tensor, path: Path, key: str) -> Tensor:
+def _tensor_at(file: mmap, meta: Tensor, path: Path, key: str) -> Tensor:
     storage = meta.untyped_storage()
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            flat = torch.frombuffer(
-                file, dtype=meta.dtype, offset=storage._checkpoint_offset, count=storage.nbytes() // meta.element_size()
-            )
+        count = storage.nbytes() // meta.element_size()
+        flat = numbers_at(file, meta.dtype, storage._checkpoint_offset, count)
         return flat.as_strided(meta.shape, meta.stride(), meta.storage_offset())
     except (ValueError, RuntimeError) as e:
         raise CheckpointError(f"{path}: {key} lies outside the file; the download may be incomplete, try again") from e
 
 
-def _where_to_look(folder: Path) -> str:
+def _huggingface_tokenizer(folder: Path) -> Tokenizer | None:
+    for name in (huggingface.TOKENIZER_NAME, TOKENIZER_NAME, f"original/{TOKENIZER_NAME}"):
+        if (folder / name).is_file():
+            return Tokenizer(folder / name)
+    warnings.warn(f"{folder.name}: no {huggingface.TOKENIZER_NAME}, so no tokenizer: ids only", stacklevel=3)
+    return None
+
+
+def _dtypes(weights: Mapping[str, Tensor]) -> dict[torch.dtype, str]:
+    """Every type that is stored, with a key that has it."""
+    parts = weights.parts if isinstance(weights, LazyWeights) else {key: [t] for key, t in weights.items()}
+    return {t.dtype: key for key, tensors in reversed(parts.items()) for t in tensors}
+
+
+def _copies(weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device | str) -> dict[str, Tensor]:
+    tied = is_tied(weights)
+    copies = {}
+    for key in tqdm(weights, desc="copying weights", delay=2, leave=False):
+        if not (key == "output.weight" and tied):
+            copies[key] = weights[key].to(device=device, dtype=dtype)
+    return copies
+
+
+def _where_to_look(folder: Path, shards: int = 0) -> str:
+    if shards:
+        return f"{shards} shards are here, and their numbers must have no gap: download the missing one"
     if (folder / "original" / WEIGHTS_NAME).is_file():
         return f"Point at {folder / 'original'}, where Meta's files are"
-    if any(folder.glob("*.safetensors")):
-        return "This folder is in Hugging Face's layout; Meta's own files are in the folder named original"
-    return f"The folder must hold {WEIGHTS_NAME}, {PARAMS_NAME} and {TOKENIZER_NAME}"
+    return (
+        f"The folder must hold {WEIGHTS_NAME}, {PARAMS_NAME} and {TOKENIZER_NAME}, or Hugging Face's "
+        f"{huggingface.CONFIG_NAME}, model.safetensors and {huggingface.TOKENIZER_NAME}"
+    )

@@ -10,6 +10,7 @@ from gguf.quants import dequantize
 from tqdm import tqdm
 
 from .checkpoint import PARAMS_NAME, TOKENIZER_NAME, WEIGHTS_NAME
+from .huggingface import gpt2_bytes
 from .params import CheckpointError, ModelArgs
 from .tokenizer import CONFIG_NAME
 
@@ -100,7 +101,7 @@ def _write_tokenizer(fields: dict, folder: Path):
     GGUF holds GPT-2's printable stand-ins for bytes, one character each; tokenizer.model holds the bytes.
     """
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    byte_of = _gpt2_bytes()
+    byte_of = gpt2_bytes()
     lines, special_tokens = [], {}
     for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
         if kind == _CONTROL_TOKEN:
@@ -116,13 +117,3 @@ def _write_tokenizer(fields: dict, folder: Path):
     }
     (folder / TOKENIZER_NAME).write_text("\n".join(lines) + "\n")
     (folder / CONFIG_NAME).write_text(json.dumps(config))
-
-
-def _gpt2_bytes() -> dict[str, int]:
-    """GPT-2's printable character for each byte, the other way round.
-
-    Bytes that print in Latin-1 stand for themselves; the others, in order, are the characters from 256 on.
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}

@@ -27,25 +27,37 @@ class ModelArgs:
     norm_eps: float = 1e-5
     rope_theta: float = 500000.0
     use_scaled_rope: bool = False  # Llama 3.1 and later
-    rope_scale_factor: float | None = None  # not in Meta's files; see rope_factor
+    # Not in Meta's files. How scaled RoPE scales: see rope_factor and functional.scale_freqs.
+    rope_scale_factor: float | None = None
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_old_context_len: int = 8192
+    max_seq_len: int | None = None  # positions the model was trained for; None: 8192, or 131072 with scaled RoPE
 
     def __post_init__(self):
         if self.n_kv_heads is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
-        for name in ("dim", "n_layers", "n_heads", "vocab_size", "n_kv_heads", "multiple_of"):
+        if self.max_seq_len is None:
+            object.__setattr__(self, "max_seq_len", self._default_max_seq_len)
+        whole = ("dim", "n_layers", "n_heads", "vocab_size", "n_kv_heads", "multiple_of", "max_seq_len")
+        for name in (*whole, "rope_old_context_len"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise CheckpointError(f"params.json: {name} must be a positive whole number, not {value!r}")
-        for name in ("norm_eps", "rope_theta", "ffn_dim_multiplier", "rope_scale_factor"):
+        if self.n_layers > 10_000:  # the largest model has 126; a slip of the pen must not become a long wait
+            raise CheckpointError(f"params.json: n_layers {self.n_layers} is more than any model has")
+        optional = ("ffn_dim_multiplier", "rope_scale_factor")
+        for name in ("norm_eps", "rope_theta", "rope_low_freq_factor", "rope_high_freq_factor", *optional):
             value = getattr(self, name)
-            optional = name in ("ffn_dim_multiplier", "rope_scale_factor")
-            if value is None and optional:
+            if value is None and name in optional:
                 continue
             # The upper bound also keeps whole numbers that no float can hold away from the arithmetic.
             if type(value) not in (int, float) or not 0 < value < 1e30:
                 raise CheckpointError(f"params.json: {name} must be a positive number, not {value!r}")
         if type(self.use_scaled_rope) is not bool:
             raise CheckpointError(f"params.json: use_scaled_rope must be true or false, not {self.use_scaled_rope!r}")
+        if self.rope_low_freq_factor >= self.rope_high_freq_factor:
+            raise CheckpointError("params.json: rope_low_freq_factor must be smaller than rope_high_freq_factor")
         if self.dim % self.n_heads:
             raise CheckpointError(f"params.json: dim {self.dim} does not divide into n_heads {self.n_heads}")
         if self.n_heads % self.n_kv_heads:
@@ -91,6 +103,10 @@ class ModelArgs:
             return self.rope_scale_factor
         llama_3_2_text = {(2048, 16), (3072, 28)}  # (dim, n_layers) of 1B and 3B
         return 32.0 if (self.dim, self.n_layers) in llama_3_2_text else 8.0
+
+    @property
+    def _default_max_seq_len(self) -> int:
+        return 131072 if self.use_scaled_rope else 8192  # Llama 3.1 and later; Llama 3
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight, in the order of Meta's file.
@@ -140,9 +156,10 @@ class ModelArgs:
 
     def to_json(self) -> str:
         """The text of a params.json. As in Meta's files, an optional key that is not in use is left out."""
-        optional = {"ffn_dim_multiplier": None, "use_scaled_rope": False, "rope_scale_factor": None}
-        values = {key: value for key, value in asdict(self).items() if key not in optional or value != optional[key]}
-        return json.dumps(values)
+        defaults = {f.name: f.default for f in fields(self)} | {"max_seq_len": self._default_max_seq_len}
+        always = [*defaults][: [*defaults].index("rope_theta") + 1]  # the keys of every Meta file
+        always.remove("ffn_dim_multiplier")
+        return json.dumps({key: v for key, v in asdict(self).items() if key in always or v != defaults[key]})
 
 
 # The published models, from the params.json each comes with.

@@ -362,6 +362,61 @@ def turns(points: Mapping[str, torch.Tensor], title: str = "") -> Picture:
     return Picture(figure)
 
 
+@_styled
+def towers(sizes: Mapping[str, tuple[float, float]], notes: Sequence[Sequence[str]], title: str = "") -> Picture:
+    """Rectangles side by side on one scale, each (width, height): its name below it, then its lines of notes."""
+    widest, highest = (max(side) for side in zip(*sizes.values(), strict=True))
+    x_unit, y_unit, line = 2.6 / widest, 3.2 / highest, 0.19  # inches
+    column = 0.15 + 0.07 * max(_columns(text) for texts in [list(sizes), *notes] for text in texts)
+    columns = [max(column, 0.3 + width * x_unit) for width, _ in sizes.values()]
+    below = line * (1.5 + max(len(texts) for texts in notes))
+    figure, ax = _figure(sum(columns), 3.6 + below)
+    middle = 0.0
+    for i, ((name, (width, height)), texts, room) in enumerate(zip(sizes.items(), notes, columns, strict=True)):
+        middle += room / 2
+        corner, w, h = (middle - width * x_unit / 2, 0), width * x_unit, height * y_unit
+        color, hatch = COLORS[i % len(COLORS)], ("", "//")[i // len(COLORS) % 2]
+        ax.add_patch(Rectangle(corner, w, h, facecolor=color, hatch=hatch, edgecolor="white"))
+        ax.text(middle, -line, name, ha="center", va="center", fontweight="bold")
+        for n, text in enumerate(texts):
+            ax.text(middle, -line * (n + 2), text, ha="center", va="center", fontsize=8)
+        middle += room / 2
+    ax.axhline(0, color="#777777", linewidth=0.8)
+    ax.set(xlim=(0, sum(columns)), ylim=(-below, 3.3), title=title)
+    ax.axis("off")
+    return Picture(figure)
+
+
+@_styled
+def orders(rows: Mapping[str, Sequence[int]], pairs: Sequence[int], title: str = "") -> Picture:
+    """The same numbered rows in several orders, one order below the other. Row r belongs to pair `pairs[r]`: the two
+    rows of a pair have one colour and are joined by an arc. Thin lines follow each row from order to order.
+    """
+    n, names = len(pairs), list(rows)
+    places = [{row: place for place, row in enumerate(order)} for order in rows.values()]
+    figure, ax = _figure(0.62 * n + 1.6, 1.55 * len(names) + 0.6)
+    for i, order in enumerate(rows.values()):
+        y, outwards = -2.2 * i, 1 if i == 0 else -1  # arcs above the first order, below the others
+        ax.text(-0.75, y, names[i], ha="right", va="center")
+        for place, row in enumerate(order):
+            color = COLORS[pairs[row] % len(COLORS)]
+            ax.add_patch(Rectangle((place - 0.4, y - 0.3), 0.8, 0.6, facecolor=color, edgecolor="none"))
+            ax.text(place, y, str(row), ha="center", va="center", color="white", fontweight="bold")
+            for other in range(row + 1, n):
+                if pairs[other] == pairs[row]:
+                    ends = [(x, y + 0.32 * outwards) for x in sorted((places[i][row], places[i][other]))]
+                    bend = "arc3,rad=" + str(-0.45 * outwards)
+                    style = {"connectionstyle": bend, "arrowstyle": "-", "color": color, "linewidth": 1.6}
+                    ax.add_patch(FancyArrowPatch(*ends, **style))
+        if i > 0:
+            ways = [[(places[i - 1][row], places[i][row], math.nan), (y + 1.85, y + 0.35, math.nan)] for row in order]
+            x, y = np.concatenate(ways, axis=1)
+            ax.plot(x, y, color="#AAAAAA", linewidth=0.8, zorder=0)
+    ax.set(xlim=(-1, n), ylim=(-2.2 * len(names) + 0.7, 1.0), title=title)
+    ax.axis("off")
+    return Picture(figure)
+
+
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     # A Figure of its own, not pyplot's: nothing global, nothing to close, shown once.
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tiktoken
 
+from . import huggingface
 from .params import CheckpointError
 
 # The pattern that cuts text into pieces before byte-pair encoding; no token crosses a cut.
@@ -25,6 +26,8 @@ _LLAMA3_NAMED = {
     9: "<|eot_id|>",
 }
 _LLAMA3_SPECIAL_COUNT = 256
+# What models of this architecture close a text, a turn or a call of a tool with.
+_ENDINGS = {LLAMA3_EOS, "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|endoftext|>"}
 
 # Optional file beside tokenizer.model, for vocabularies that are not Llama 3's.
 CONFIG_NAME = "tokenizer_params.json"
@@ -75,18 +78,25 @@ def load_ranks(path: str | Path) -> dict[bytes, int]:
 
 
 class Tokenizer:
-    """Byte-pair encoding with Llama 3's pattern and special tokens, or those in tokenizer_params.json beside it.
+    """Byte-pair encoding by Meta's tokenizer.model or Hugging Face's tokenizer.json.
+
+    A tokenizer.model has Llama 3's pattern and special tokens, unless a tokenizer_params.json beside it says otherwise.
 
     Attributes: bos_id and eos_id (the ids that open and close a text), add_bos (whether the model was trained with
-    every text opened by bos_id), vocab_size, special_tokens (name -> id).
+    every text opened by bos_id), stop_tokens (ids after which there is nothing more to write: the end of a text, or of
+    a turn in a conversation), vocab_size, special_tokens (name -> id).
     """
 
     def __init__(self, path: str | Path):
-        path = Path(path)
-        ranks = load_ranks(path)
-        config = _read_config(path.parent / CONFIG_NAME)
+        self.path = path = Path(path)
+        if path.name == huggingface.TOKENIZER_NAME:
+            ranks, config = huggingface.read_tokenizer(path)
+        else:
+            ranks, config = load_ranks(path), _read_config(path.parent / CONFIG_NAME)
         self.pattern = config.get("pattern", LLAMA3_PATTERN)
-        self.special_tokens = config.get("special_tokens") or llama3_special_tokens(first_id=max(ranks.values()) + 1)
+        self.special_tokens = config.get("special_tokens")
+        if self.special_tokens is None:
+            self.special_tokens = llama3_special_tokens(first_id=max(ranks.values()) + 1)
         clash = set(self.special_tokens.values()) & set(ranks.values())
         if clash:
             raise CheckpointError(
@@ -95,7 +105,8 @@ class Tokenizer:
         self.bos_id = self._special_id(config.get("bos", LLAMA3_BOS), path)
         self.eos_id = self._special_id(config.get("eos", LLAMA3_EOS), path)
         self.add_bos = config.get("add_bos", True)
-        self.vocab_size = 1 + max(max(ranks.values()), max(self.special_tokens.values()))
+        self.stop_tokens = {i for name, i in self.special_tokens.items() if name in _ENDINGS or i == self.eos_id}
+        self.vocab_size = 1 + max(*ranks.values(), *self.special_tokens.values())
         # tiktoken stops at a byte it has no token for. Some vocabularies lack a few rare ones: those get ids past
         # the end, and encode() leaves them out, as other engines do.
         missing = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
@@ -110,7 +121,9 @@ class Tokenizer:
         except Exception as e:
             raise CheckpointError(f"{path}: not usable as a vocabulary ({e})") from e
 
-    def _special_id(self, name: str, path: Path) -> int:
+    def _special_id(self, name: str | None, path: Path) -> int | None:
+        if name is None:
+            return None
         if name not in self.special_tokens:
             raise CheckpointError(f"{path.parent / CONFIG_NAME}: {name!r} is not among its special_tokens")
         return self.special_tokens[name]
@@ -121,8 +134,11 @@ class Tokenizer:
         """Token ids of `text`, with bos_id before and eos_id after it if asked.
 
         Special tokens written out in the text, like "<|eot_id|>", are read as plain text: user text never turns into
-        a control token. `allowed_special` ("all", or names) lifts this.
+        a control token. `allowed_special` ("all", or names) lifts this. Raises ValueError where a token is asked for
+        that the vocabulary does not have.
         """
+        if (bos and self.bos_id is None) or (eos and self.eos_id is None):
+            raise ValueError("this vocabulary has no token to open or to close a text with")
         if isinstance(allowed_special, str) and allowed_special != "all":
             allowed_special = {allowed_special}  # one name, not a collection of letters
         allowed = allowed_special if allowed_special == "all" else set(allowed_special)

@@ -1,6 +1,6 @@
 """The independent referee: Hugging Face's LlamaForCausalLM over weights that carry Meta's names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,7 +36,13 @@ def hf_model(params: ModelArgs, weights: Mapping[str, Tensor], attention: str = 
         num_key_value_heads=params.n_kv_heads,
         max_position_embeddings=131072,
         rms_norm_eps=params.norm_eps,
-        rope_parameters=rope_parameters(params.rope_theta, params.rope_factor),
+        rope_parameters=rope_parameters(
+            params.rope_theta,
+            params.rope_factor,
+            params.rope_low_freq_factor,
+            params.rope_high_freq_factor,
+            params.rope_old_context_len,
+        ),
         tie_word_embeddings="output.weight" not in weights,
         attn_implementation=attention,
     )
@@ -66,6 +72,22 @@ def hf_logits(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
     return logits.reshape(*tokens.shape, -1)
 
 
+def hf_greedy(model: LlamaForCausalLM, prompts: Sequence, count: int) -> list:
+    """The most probable next token, `count` times: their own loop, with their own cache, stopped by nothing.
+
+    One prompt, or a list of them, which are padded on the left, as they want it.
+    """
+    single = isinstance(prompts[0], int)
+    prompts = [prompts] if single else prompts
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    is_token = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    model.generation_config.eos_token_id = None
+    texts = model.generate(tokens, attention_mask=is_token, max_new_tokens=count, do_sample=False, pad_token_id=0)
+    texts = texts[:, longest:].tolist()
+    return texts[0] if single else texts
+
+
 def to_half_split(weight: Tensor, head_dim: int) -> Tensor:
     """Reorder each head's rows from Meta's pairs (0, 1), (2, 3), ... to Hugging Face's (0, d/2), (1, d/2 + 1), ...
 
@@ -75,15 +97,26 @@ def to_half_split(weight: Tensor, head_dim: int) -> Tensor:
     return weight.view(-1, head_dim // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
-def rope_parameters(theta: float, factor: float | None) -> dict:
-    """LlamaConfig's description of RoPE. The three other numbers are those of every Llama 3.1 and 3.2 config.json."""
+def rope_parameters(
+    theta: float, factor: float | None, low: float = 1.0, high: float = 4.0, old_context_len: int = 8192
+) -> dict:
+    """LlamaConfig's description of RoPE. The last three numbers are those of every Llama 3.1 and 3.2 config.json."""
     if factor is None:
         return {"rope_type": "default", "rope_theta": theta}
     return {
         "rope_type": "llama3",
         "rope_theta": theta,
         "factor": factor,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": old_context_len,
     }
+
+
+def random_tokens(params: ModelArgs, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(params.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return (ours - theirs).abs().max().nan_to_num(torch.inf).item()

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from llama3_scratch import CheckpointError, ModelArgs, load_checkpoint
-from llama3_scratch import checkpoint as checkpoint_module
+from llama3_scratch import weights as weights_module
+from llama3_scratch.params import PUBLISHED
 from llama3_scratch.tiny import TINY
 
 WEIGHTS, PARAMS, TOKENIZER = "consolidated.00.pth", "params.json", "tokenizer.model"
@@ -101,7 +102,7 @@ def test_changing_a_tensor_in_place_leaves_the_file_as_it_is(folder):
 
 
 def test_files_too_large_for_copy_on_write_give_the_same_values(folder, monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "COPY_ON_WRITE_BYTES", 0)
+    monkeypatch.setattr(weights_module, "COPY_ON_WRITE_BYTES", 0)
     weights = load_checkpoint(folder).weights
     for key, tensor in torch.load(folder / WEIGHTS).items():
         torch.testing.assert_close(weights[key], tensor, rtol=0, atol=0)
@@ -130,7 +131,7 @@ BROKEN_WEIGHTS = {
     "a key missing": (lambda w: {k: t for k, t in w.items() if k != W1}, rf"{WEIGHTS}: {W1} is missing"),
     "a key too many": (lambda w: w | {"layers.9.attention.wq.weight": w[W1]}, r"unknown tensors layers\.9\.attention"),
     "a key that is no text": (lambda w: w | {7: w[W1]}, rf"{WEIGHTS}: unknown tensors 7"),
-    "a wrong shape": (lambda w: w | {W1: w[W1][:-1]}, rf"{W1} is \[99, 36\], params.json makes it \[100, 36\]"),
+    "a wrong shape": (lambda w: w | {W1: w[W1][:-1]}, rf"{W1} is \[99, 36\], the model's sizes make it \[100, 36\]"),
     "a transposed tensor": (lambda w: w | {W1: w[W1].T}, rf"{W1} is \[36, 100\]"),
     "whole numbers": (lambda w: w | {W1: w[W1].int()}, rf"{W1} is torch\.int32"),
     "eight bits": (lambda w: w | {W1: w[W1].to(torch.float8_e4m3fn)}, rf"{W1} is torch\.float8"),
@@ -139,7 +140,7 @@ BROKEN_WEIGHTS = {
     "something that is no tensor": (lambda w: w | {W1: "text"}, f"{WEIGHTS}: expected a dict of tensors"),
     "a dict inside": (lambda w: {"model": w}, f"{WEIGHTS}: expected a dict of tensors"),
     "no dict": (lambda w: list(w.values()), f"{WEIGHTS}: expected a dict of tensors"),
-    "nothing": (lambda w: {}, f"{WEIGHTS}: 0 tensors"),
+    "nothing": (lambda w: {}, rf"{WEIGHTS}: tok_embeddings\.weight is missing"),
 }
 
 
@@ -236,7 +237,13 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         ({"dim": -36}, "dim must be a positive whole number, not -36"),
         ({"dim": 36.0}, "dim must be a positive whole number"),
         ({"n_layers": 0}, "n_layers must be a positive whole number"),
-        ({"n_layers": 10**9}, "29 tensors cannot be n_layers 1000000000"),
+        ({"n_layers": 4}, r"layers\.3\.attention\.wq\.weight is missing"),
+        ({"n_layers": 2}, r"unknown tensors layers\.2\.attention\.wq\.weight"),
+        ({"n_layers": 10**9}, "n_layers 1000000000 is more than any model has"),
+        ({"max_seq_len": 0}, "max_seq_len must be a positive whole number"),
+        ({"rope_scale_factor": 0}, "rope_scale_factor must be a positive number"),
+        ({"rope_low_freq_factor": 4}, "rope_low_freq_factor must be smaller than rope_high_freq_factor"),
+        ({"rope_old_context_len": 8192.0}, "rope_old_context_len must be a positive whole number"),
         ({"n_heads": True}, "n_heads must be a positive whole number"),
         ({"vocab_size": -1}, "vocab_size must be a positive whole number"),  # as in Llama 2's file
         ({"vocab_size": None}, "vocab_size must be a positive whole number"),
@@ -286,41 +293,8 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(folder,
         load_checkpoint(folder)
 
 
-LLAMA_8B = {"multiple_of": 1024, "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
-PUBLISHED = {
-    "3 8B": ModelArgs(4096, 32, 32, 128256, 8, **LLAMA_8B),
-    "3 70B": ModelArgs(8192, 80, 64, 128256, 8, multiple_of=4096, ffn_dim_multiplier=1.3),
-    "3.1 405B": ModelArgs(16384, 126, 128, 128256, 8, multiple_of=4096, ffn_dim_multiplier=1.2),
-    "3.2 1B": ModelArgs(2048, 16, 32, 128256, 8, multiple_of=256, ffn_dim_multiplier=1.5, use_scaled_rope=True),
-    "3.2 3B": ModelArgs(3072, 28, 24, 128256, 8, multiple_of=256, ffn_dim_multiplier=1.0, use_scaled_rope=True),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "hidden_dim"),
-    [("3 8B", 14336), ("3 70B", 28672), ("3.1 405B", 53248), ("3.2 1B", 8192), ("3.2 3B", 8192)],
-)
-def test_hidden_sizes_of_the_published_models(name, hidden_dim):
-    assert PUBLISHED[name].hidden_dim == hidden_dim
-
-
-@pytest.mark.parametrize(
-    ("name", "tied", "count"),
-    [("3 8B", False, 8_030_261_248), ("3.2 1B", True, 1_235_814_400), ("3.2 3B", True, 3_212_749_824)],
-)
-def test_parameter_counts_of_the_published_models(name, tied, count):
-    shapes = PUBLISHED[name].weight_shapes()
-    assert sum(math.prod(shape) for key, shape in shapes.items() if not (tied and key == "output.weight")) == count
-
-
-def test_scaled_rope_stretches_as_the_published_models_do():
-    assert PUBLISHED["3 8B"].rope_factor is None
-    assert PUBLISHED["3.2 1B"].rope_factor == PUBLISHED["3.2 3B"].rope_factor == 32
-    assert ModelArgs(4096, 32, 32, 128256, 8, use_scaled_rope=True, **LLAMA_8B).rope_factor == 8
-
-
 def test_keys_and_shapes_of_llama_3_8b():
-    shapes = PUBLISHED["3 8B"].weight_shapes()
+    shapes = PUBLISHED["Llama 3 8B"].weight_shapes()
     of_a_layer = "attention.wq attention.wk attention.wv attention.wo feed_forward.w1 feed_forward.w3 feed_forward.w2 "
     of_a_layer = (of_a_layer + "attention_norm ffn_norm").split()
     printed = ["tok_embeddings", *(f"layers.{i}.{name}" for i in range(3) for name in of_a_layer)][:20]

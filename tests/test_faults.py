@@ -61,22 +61,36 @@ IN_A_NOTEBOOK = [
     ),
     ("missing last norm", "08_logits", "logits = (final[-1]", "logits = (stream[-1]", "tiny-ratio1"),
 ]
+ATTEND = "F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)"  # as functional.attention has it
 IN_THE_PACKAGE = [
-    ("group size typed in", "05_all_heads", "q.shape[-2] // k.shape[-2]", "4", "tiny-ratio3"),
+    (
+        "group size typed in",
+        "05_all_heads",
+        f"    heads = {ATTEND}",
+        f"    k, v = (t.repeat_interleave(4, dim=-3)[..., : q.shape[-3], :, :] for t in (k, v))\n    heads = {ATTEND}",
+        "tiny-ratio3",
+    ),
     (
         "groups dealt like cards",
         "05_all_heads",
-        "t.repeat_interleave(group_size, dim=-2)",
-        "t.repeat(1, group_size, 1)",
+        f"    heads = {ATTEND}",
+        f"    k, v = (t.repeat(q.shape[-3] // t.shape[-3], 1, 1) for t in (k, v))\n    heads = {ATTEND}",
         "tiny-ratio3",
     ),
-    ("missing mask", "05_all_heads", "scores = scores + mask", "pass", "tiny-ratio1"),
-    ("missing wo", "05_all_heads", "return F.linear(heads, wo)", "return heads", "tiny-ratio1"),
+    ("missing mask", "05_all_heads", "attn_mask=mask", "attn_mask=None", "tiny-ratio1"),
+    ("unscaled scores", "05_all_heads", "attn_mask=mask", "attn_mask=mask, scale=1.0", "tiny-ratio1"),
+    (
+        "missing wo",
+        "05_all_heads",
+        "return linear(heads.transpose(-3, -2).flatten(-2), wo)",
+        "return heads.transpose(-3, -2).flatten(-2)",
+        "tiny-ratio1",
+    ),
     (
         "swapped w1 and w3",
         "06_feed_forward",
-        "F.silu(F.linear(x, w1)) * F.linear(x, w3)",
-        "F.silu(F.linear(x, w3)) * F.linear(x, w1)",
+        "F.silu(linear(x, w1)) * linear(x, w3)",
+        "F.silu(linear(x, w3)) * linear(x, w1)",
         "tiny-ratio1",
     ),
     (
@@ -152,8 +166,8 @@ def write(notebook, folder, number):
 def assert_all_caught(planted, checkpoint, strict, sign):
     """`planted` is name -> notebook. `sign` must be in what nbval says: caught by a comparison, not by accident."""
     failed = failed_cells(list(planted.values()), checkpoint, strict)
-    unnoticed = [name for name, path in planted.items() if not re.search(sign, failed.get(path.stem, ""))]
-    assert not unnoticed
+    said = {name: failed.get(path.stem, "nothing") for name, path in planted.items()}
+    assert not {name: text for name, text in said.items() if not re.search(sign, text)}
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)

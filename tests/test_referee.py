@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from referee import hf_logits, hf_model, rope_parameters
+from referee import distance, hf_logits, hf_model, random_tokens, rope_parameters
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -28,15 +28,6 @@ PROMPTS = (
 
 def checkpoint(tiny_folder, name, dtype=torch.float32):
     return load_checkpoint(tiny_folder(name), dtype=dtype)
-
-
-def random_tokens(params, *shape):
-    return torch.randint(params.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-
-
-def distance(ours, theirs):
-    assert ours.shape == theirs.shape
-    return (ours - theirs).abs().max().item()
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -155,9 +146,9 @@ FAULTS = {
     "no division by sqrt(head_dim)": ("attention", lambda x, q, *a: ATTENTION(x, q * math.sqrt(a[-1]), *a)),
     "norm without eps": ("rms_norm", lambda x, weight, eps: NORM(x, weight, 0.0)),
     "norm without its weight": ("rms_norm", lambda x, weight, eps: NORM(x, torch.ones_like(weight), eps)),
-    "theta of every model 500000": ("precompute_freqs_cis", lambda d, n, theta, factor: FREQS(d, n, 5e5, factor)),
-    "scaled RoPE left out": ("precompute_freqs_cis", lambda d, n, theta, factor: FREQS(d, n, theta)),
-    "scaled RoPE by 32": ("precompute_freqs_cis", lambda d, n, theta, factor: FREQS(d, n, theta, factor and 32.0)),
+    "theta of every model 500000": ("precompute_freqs_cis", lambda d, n, theta, *a: FREQS(d, n, 5e5, *a)),
+    "scaled RoPE left out": ("precompute_freqs_cis", lambda d, n, theta, *a: FREQS(d, n, theta)),
+    "scaled RoPE by 32": ("precompute_freqs_cis", lambda d, n, theta, f, *a: FREQS(d, n, theta, f and 32.0)),
 }
 
 

@@ -1,0 +1,265 @@
+"""Folders in Hugging Face's layout, read where they lie: config.json, safetensors, tokenizer.json.
+
+The model is the same. What differs: the names, the order of the rotary pairs in wq and wk, and how the vocabulary is
+written down.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .params import CheckpointError, ModelArgs
+from .weights import LazyWeights, check_weights, map_file, numbers_at
+
+CONFIG_NAME, TOKENIZER_NAME = "config.json", "tokenizer.json"
+_WEIGHTS_NAME, _INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+
+# Meta's names -> theirs. Layers are layers.N. here and model.layers.N. there.
+_NAMES = {
+    "tok_embeddings": "model.embed_tokens",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "norm": "model.norm",
+    "output": "lm_head",
+}
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8}
+
+
+def is_huggingface(folder: Path) -> bool:
+    return (folder / CONFIG_NAME).is_file()
+
+
+def read_params(folder: Path) -> ModelArgs:
+    """The sizes in config.json, under Meta's names. Raises CheckpointError for what this architecture does not have."""
+    path = folder / CONFIG_NAME
+    config = _read_json(path)
+    if config.get("model_type") != "llama":
+        raise CheckpointError(f"{path}: model_type is {config.get('model_type')!r}; only 'llama' can be read here")
+    for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        if config.get(key, only) != only:
+            raise CheckpointError(f"{path}: {key} is {config[key]!r}; Llama 3 has {only!r}")
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
+    missing = [name for name in names if name not in config]
+    if missing:
+        raise CheckpointError(f"{path}: {', '.join(missing)} missing")
+    try:
+        params = ModelArgs(
+            *(config[name] for name in names[:-1]),
+            n_kv_heads=config.get("num_key_value_heads"),
+            **_hidden_size(config["hidden_size"], config["intermediate_size"]),
+            norm_eps=config.get("rms_norm_eps", 1e-6),
+            **_rope(config),
+        )
+    except CheckpointError as e:
+        raise CheckpointError(f"{path}: {str(e).removeprefix('params.json: ')}") from e
+    if config.get("head_dim") not in (None, params.head_dim):
+        raise CheckpointError(f"{path}: head_dim {config['head_dim']} is not hidden_size / num_attention_heads")
+    return params
+
+
+def _hidden_size(dim: int, hidden_dim: int) -> dict:
+    """Meta's params.json says how the hidden size follows from dim; config.json says what it is."""
+    if type(dim) is not int or type(hidden_dim) is not int or dim < 1 or hidden_dim < 1:
+        raise CheckpointError(
+            f"hidden_size {dim!r} and intermediate_size {hidden_dim!r} must be positive whole numbers"
+        )
+    if hidden_dim == ModelArgs(dim, 1, 1, 1).hidden_dim:
+        return {}
+    return {"multiple_of": 1, "ffn_dim_multiplier": (hidden_dim + 0.5) / int(2 * (4 * dim) / 3)}
+
+
+def _rope(config: dict) -> dict:
+    """What config.json says about positions; before version 5 of transformers it said so in two places."""
+    rope = {"rope_theta": config.get("rope_theta", 10000.0)}
+    rope |= config.get("rope_parameters") or config.get("rope_scaling") or {}
+    values = {"rope_theta": rope["rope_theta"], "max_seq_len": config.get("max_position_embeddings")}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return values
+    if kind != "llama3":
+        raise CheckpointError(f"rope_type is {kind!r}; only 'default' and 'llama3' can be read here")
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    missing = [name for name in names if name not in rope]
+    if missing:
+        raise CheckpointError(f"{', '.join(missing)} missing, for rope_type 'llama3'")
+    factor, low, high, old_context_len = (rope[name] for name in names)
+    if values["max_seq_len"] is not None and values["max_seq_len"] <= old_context_len:
+        values["max_seq_len"] = None  # a default that nobody set: scaling is for longer texts
+    return values | {
+        "use_scaled_rope": True,
+        "rope_scale_factor": factor,
+        "rope_low_freq_factor": low,
+        "rope_high_freq_factor": high,
+        "rope_old_context_len": old_context_len,
+    }
+
+
+def read_weights(folder: Path, params: ModelArgs) -> tuple[LazyWeights, bool]:
+    """Map the tensors of the folder's .safetensors files into memory, under Meta's names. Also returns whether they
+    are mapped read-only.
+
+    Only wq and wk are copied, each time they are asked for: their rows go back to Meta's order.
+    """
+    paths = _weight_files(folder)
+    files, read_only = zip(*(_map_safetensors(path) for path in paths), strict=True)
+    stored = {key: tensor for file in files for key, tensor in file.items()}
+    shapes = {huggingface_name(key): shape for key, shape in params.weight_shapes().items()}
+    tied = _read_json(folder / CONFIG_NAME).get("tie_word_embeddings", False)
+    if tied:
+        stored.pop("lm_head.weight", None)
+    stored = {key: t for key, t in stored.items() if not key.endswith("rotary_emb.inv_freq")}  # computed, not learned
+    check_weights(paths[0], stored, shapes, may_lack=("lm_head.weight",) if tied else ())
+    names = {key: huggingface_name(key) for key in params.weight_shapes()}
+    parts = {key: [stored[name]] for key, name in names.items() if name in stored}
+
+    def join(key: str, parts: Sequence[Tensor]) -> Tensor:
+        turned = key.endswith(("wq.weight", "wk.weight"))
+        return to_interleaved(parts[0], params.head_dim) if turned else parts[0]
+
+    return LazyWeights(parts, join), any(read_only)
+
+
+def huggingface_name(key: str) -> str:
+    """layers.3.attention.wq.weight -> model.layers.3.self_attn.q_proj.weight"""
+    name = key.removesuffix(".weight")
+    if name.startswith("layers."):
+        _, layer, name = name.split(".", 2)
+        return f"model.layers.{layer}.{_NAMES[name]}.weight"
+    return f"{_NAMES[name]}.weight"
+
+
+def to_interleaved(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorder the rows of wq or wk, [heads * head_dim, dim], from Hugging Face's order of rotary pairs to Meta's.
+
+    There row i of a head turns with row i + head_dim / 2, here row 2i with row 2i + 1.
+    """
+    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _WEIGHTS_NAME).is_file():
+        return [folder / _WEIGHTS_NAME]
+    if not (folder / _INDEX_NAME).is_file():
+        raise CheckpointError(f"{folder / _WEIGHTS_NAME}: not found; config.json alone is no model")
+    parts = _read_json(folder / _INDEX_NAME).get("weight_map")
+    if not isinstance(parts, dict) or not parts or not all(type(name) is str for name in parts.values()):
+        raise CheckpointError(f"{folder / _INDEX_NAME}: weight_map must be an object of keys and file names")
+    paths = [folder / name for name in sorted(set(parts.values()))]
+    for path in paths:
+        if path.parent != folder or not path.is_file():
+            raise CheckpointError(f"{path}: not found, though {_INDEX_NAME} lists it; download it again")
+    return paths
+
+
+def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The library reads and checks the list of tensors. Their bytes follow it, one tensor after the other."""
+    try:
+        with safe_open(path, framework="numpy") as f:
+            slices = {key: f.get_slice(key) for key in f.offset_keys()}
+            described = {key: (s.get_dtype(), torch.Size(s.get_shape())) for key, s in slices.items()}
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({e}); download it again") from e
+    file, tensors = map_file(path), {}
+    offset = 8 + int.from_bytes(file[:8], "little")  # behind the list, whose length comes first
+    for key, (name, shape) in described.items():
+        if name not in _DTYPES:
+            raise CheckpointError(f"{path}: {key} is {name}; expected bfloat16, float16 or float32")
+        tensors[key] = numbers_at(file, _DTYPES[name], offset, shape.numel()).view(shape)
+        offset += tensors[key].nbytes
+    return tensors, memoryview(file).readonly
+
+
+def read_tokenizer(path: Path) -> tuple[dict[bytes, int], dict]:
+    """tokenizer.json as the ranks of tokenizer.model, and what tokenizer_params.json says beside it.
+
+    A token's id is its rank as long as ids follow the order of the merges, which is checked. Raises CheckpointError
+    for anything but byte-level byte-pair encoding.
+    """
+    content = _read_json(path)
+    model = content.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or model.get("type", "BPE") != "BPE":
+        raise CheckpointError(f"{path}: not byte-pair encoding; only that can be read here")
+    special_tokens = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    byte_of = gpt2_bytes()
+    try:
+        ranks = {
+            bytes(byte_of[c] for c in token): id for token, id in model["vocab"].items() if token not in special_tokens
+        }
+    except KeyError as e:
+        raise CheckpointError(f"{path}: {e} stands for no byte; is this a SentencePiece vocabulary?") from e
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])]
+    merged = [model["vocab"].get("".join(pair), -1) for pair in merges]
+    if merged != sorted(merged) or -1 in merged:
+        raise CheckpointError(f"{path}: merges are not in the order of the ids; such a vocabulary cannot be read here")
+    settings = {"pattern": _pattern(path, content.get("pre_tokenizer")), "special_tokens": special_tokens}
+    names = {id: token for token, id in special_tokens.items()}
+    for which in ("bos", "eos"):
+        settings[which] = _special_token(path.parent, which, names)
+    settings["add_bos"] = settings["bos"] is not None and _opens_with(content.get("post_processor"), settings["bos"])
+    return ranks, settings
+
+
+def _pattern(path: Path, pre_tokenizer: dict | None) -> str:
+    """The regular expression that cuts text into pieces, as Llama 3 (a Split) or SmolLM2 (Digits) write it down."""
+    steps = pre_tokenizer or {}
+    steps = steps.get("pretokenizers", [steps])
+    *before, last = steps
+    kinds = [step.get("type") for step in steps]
+    if kinds[-1] == "ByteLevel" and not last.get("add_prefix_space", False):
+        if kinds[:-1] == ["Split"] and not last.get("use_regex", True) and "Regex" in before[0].get("pattern", {}):
+            return before[0]["pattern"]["Regex"]
+        if kinds[:-1] == [] and last.get("use_regex", True):  # GPT-2's
+            return r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+        if kinds[:-1] == ["Digits"] and last.get("use_regex", True):  # the same, after numbers were cut out
+            digits = r"\p{N}" if before[0].get("individual_digits") else r"\p{N}+"
+            return digits + r"|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
+    raise CheckpointError(f"{path}: pre_tokenizer {' + '.join(map(str, kinds))} is not known here")
+
+
+def _special_token(folder: Path, which: str, names: dict[int, str]) -> str | None:
+    """The token that opens or closes a text: tokenizer_config.json has its text, config.json its id. None without."""
+    token = None
+    if (folder / "tokenizer_config.json").is_file():
+        token = _read_json(folder / "tokenizer_config.json").get(f"{which}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+    if token not in names.values() and (folder / CONFIG_NAME).is_file():
+        id = _read_json(folder / CONFIG_NAME).get(f"{which}_token_id")
+        token = names.get(id[0] if isinstance(id, list) and id else id)
+    return token if token in names.values() else None
+
+
+def _opens_with(post_processor: dict | None, bos: str) -> bool:
+    steps = (post_processor or {}).get("processors", [post_processor or {}])
+    templates = [step.get("single", []) for step in steps if step.get("type") == "TemplateProcessing"]
+    return any(template and template[0].get("SpecialToken", {}).get("id") == bos for template in templates)
+
+
+def gpt2_bytes() -> dict[str, int]:
+    """GPT-2's printable character for each byte, the other way round.
+
+    Bytes that print in Latin-1 stand for themselves; the others, in order, are the characters from 256 on.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path}: not readable as JSON ({e}); download it again") from e
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content

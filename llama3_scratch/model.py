@@ -1,0 +1,226 @@
+"""Llama 3 as modules, top to bottom. They hold the weights; the arithmetic is that of `functional`.
+
+Every parameter has the name that it has in Meta's files, so `load_state_dict` is all it takes to load one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import functional
+from .checkpoint import Checkpoint, is_tied, load_checkpoint
+from .params import ModelArgs
+
+
+class Llama(nn.Module):
+    """The whole model: token ids -> scores for the token that comes next, at every position."""
+
+    def __init__(self, params: ModelArgs):
+        super().__init__()
+        self.params = params
+        self.tok_embeddings = nn.Embedding(params.vocab_size, params.dim)
+        self.layers = nn.ModuleList(TransformerBlock(params) for _ in range(params.n_layers))
+        self.norm = RMSNorm(params.dim, params.norm_eps)
+        self.output = nn.Linear(params.dim, params.vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens: Sequence[int] | Tensor,
+        cache: "KVCache | None" = None,
+        attention_mask: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Token ids [batch, seq] -> float32 logits [batch, seq, vocab]; a single text [seq] -> [seq, vocab].
+
+        cache: the tokens continue what it holds, and are added to it.
+        attention_mask: [batch, seq], 1 for tokens and 0 for the padding that fills up shorter texts, on either side
+            (`pad` makes both). Nobody looks at padding, and it takes no position; its own logits mean nothing.
+        last_only: the logits of the last position alone, [batch, 1, vocab].
+
+        Raises ValueError for an empty sequence, an id outside the vocabulary, or more tokens than the cache has room
+        for, TypeError for ids that are not integers.
+        """
+        tokens = functional.check_tokens(tokens, self.params.vocab_size).to(self.device)
+        *batch, seq = tokens.shape
+        h = self.tok_embeddings(tokens.reshape(-1, seq))  # [batch, seq, dim]
+        start_pos = 0 if cache is None else cache.length
+        if cache is not None:
+            attention_mask = cache.make_room(len(h), seq, attention_mask)
+        positions, mask = _positions_and_mask(start_pos, h, attention_mask)
+        freqs_cis = functional.rotations(self.params, positions)
+        for i, layer in enumerate(tqdm(self.layers, desc="layers", delay=2, leave=False)):
+            h = layer(h, freqs_cis, mask, None if cache is None else cache.layer(i, start_pos + seq))
+        if cache is not None:
+            cache.length = start_pos + seq
+        h = self.norm(h[:, -1:] if last_only else h)
+        return functional.linear(h, self.output.weight).float().view(*batch, h.shape[1], -1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.tok_embeddings.weight.device
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint | str | Path | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> "Llama":
+        """The model of a checkpoint, or of what `load_checkpoint` finds under that name, folder or nothing.
+
+        Nothing is copied: the parameters are the tensors of the checkpoint, on the memory map. Another `dtype` or
+        `device` makes copies, and so do the parts that are stored in another order (shards, and wq and wk of Hugging
+        Face folders). Where input and output embeddings are one matrix, they are one parameter.
+
+        All parameters can be trained, unless they lie in a file that is mapped read-only (over 4 GiB).
+        """
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = load_checkpoint(checkpoint)
+        with torch.device("meta"):  # shapes without memory, until the weights take their places
+            model = cls(checkpoint.params)
+        names = [key for key in model.state_dict() if key in checkpoint.weights]
+        weights = {key: checkpoint.weights[key] for key in tqdm(names, desc="weights", delay=2, leave=False)}
+        tied = is_tied(weights)
+        weights.setdefault("output.weight", weights["tok_embeddings.weight"])
+        model.load_state_dict(weights, assign=True)
+        if tied:
+            model.output.weight = model.tok_embeddings.weight
+        model.to(dtype=dtype, device=device)
+        copied = model.norm.weight.data_ptr() != weights["norm.weight"].data_ptr()
+        return model.requires_grad_(copied or not checkpoint.read_only)
+
+
+class TransformerBlock(nn.Module):
+    """One layer. Each half reads a normalised copy of the residual stream and adds its result to the stream."""
+
+    def __init__(self, params: ModelArgs):
+        super().__init__()
+        self.attention = Attention(params)
+        self.feed_forward = FeedForward(params)
+        self.attention_norm = RMSNorm(params.dim, params.norm_eps)
+        self.ffn_norm = RMSNorm(params.dim, params.norm_eps)
+
+    def forward(
+        self, x: Tensor, freqs_cis: Tensor, mask: Tensor | None, cache: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), freqs_cis, mask, cache)
+        return h + self.feed_forward(self.ffn_norm(h))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions: every group of query heads shares one key and value head."""
+
+    def __init__(self, params: ModelArgs):
+        super().__init__()
+        self.head_dim = params.head_dim
+        q_dim, kv_dim = params.n_heads * params.head_dim, params.n_kv_heads * params.head_dim
+        self.wq = nn.Linear(params.dim, q_dim, bias=False)
+        self.wk = nn.Linear(params.dim, kv_dim, bias=False)
+        self.wv = nn.Linear(params.dim, kv_dim, bias=False)
+        self.wo = nn.Linear(q_dim, params.dim, bias=False)
+
+    def forward(
+        self, x: Tensor, freqs_cis: Tensor, mask: Tensor | None, cache: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        weights = (self.wq.weight, self.wk.weight, self.wv.weight, self.wo.weight)
+        return functional.attention(x, *weights, freqs_cis, mask, self.head_dim, cache)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: a layer of `hidden_dim` neurons, each with a gate."""
+
+    def __init__(self, params: ModelArgs):
+        super().__init__()
+        self.w1 = nn.Linear(params.dim, params.hidden_dim, bias=False)
+        self.w2 = nn.Linear(params.hidden_dim, params.dim, bias=False)
+        self.w3 = nn.Linear(params.dim, params.hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.feed_forward(x, self.w1.weight, self.w2.weight, self.w3.weight)
+
+
+class RMSNorm(nn.Module):
+    """Each vector divided by its root mean square, then scaled in each dimension."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self.weight, self.eps)
+
+
+class KVCache:
+    """The keys and values of all positions so far, in every layer, so that each is computed once.
+
+    keys, values: [n_layers, batch, n_kv_heads, max_seq_len, head_dim]; only KV heads are kept, which is what grouped
+    heads are for. `length` positions are in use. `nbytes` is the size of both.
+    """
+
+    def __init__(
+        self,
+        params: ModelArgs,
+        batch_size: int,
+        max_seq_len: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        shape = (params.n_layers, batch_size, params.n_kv_heads, max_seq_len, params.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.nbytes = self.keys.nbytes + self.values.nbytes
+        self.length = 0
+        self._attention_mask: Tensor | None = None  # [batch, max_seq_len], once there is padding
+
+    def layer(self, i: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of layer i up to position `end`, [batch, n_kv_heads, end, head_dim]: views, to be filled."""
+        return self.keys[i, :, :, :end], self.values[i, :, :, :end]
+
+    def make_room(self, batch_size: int, seq: int, attention_mask: Tensor | None) -> Tensor | None:
+        """Check that `seq` more positions fit, and return the attention mask of all of them, [batch, length + seq]."""
+        _, room_for, _, max_seq_len, _ = self.keys.shape
+        if batch_size != room_for:
+            raise ValueError(f"{batch_size} texts, but the cache was made for {room_for}")
+        if self.length + seq > max_seq_len:
+            raise ValueError(f"{self.length} + {seq} tokens, but the cache has room for {max_seq_len}")
+        if attention_mask is None and self._attention_mask is None:
+            return None
+        if self._attention_mask is None:
+            self._attention_mask = torch.ones(room_for, max_seq_len, dtype=torch.bool, device=self.keys.device)
+        if attention_mask is not None:
+            self._attention_mask[:, self.length : self.length + seq] = attention_mask
+        return self._attention_mask[:, : self.length + seq]
+
+
+def pad(texts: Sequence[Sequence[int]], side: str = "left") -> tuple[Tensor, Tensor]:
+    """Token ids of several lengths -> tokens and attention_mask, both [batch, longest].
+
+    Padding on the left puts the last tokens side by side, where writing goes on.
+    """
+    longest = max(map(len, texts), default=0)
+    if longest == 0:
+        raise ValueError("no tokens to pad")
+    tokens, mask = torch.zeros(2, len(texts), longest, dtype=torch.long)
+    for row, ids in enumerate(texts):
+        used = slice(longest - len(ids), None) if side == "left" else slice(len(ids))
+        tokens[row, used] = torch.as_tensor(ids)
+        mask[row, used] = 1
+    return tokens, mask
+
+
+def _positions_and_mask(start_pos: int, h: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The position of each token, [seq] or [batch, seq], and what is added to its scores, [..., seq, total] or None."""
+    seq = h.shape[1]
+    mask = functional.causal_mask(seq, h.dtype, h.device, start_pos)
+    positions = torch.arange(start_pos, start_pos + seq, device=h.device)
+    if attention_mask is None:
+        return positions, mask if seq > 1 else None  # a single token looks at everything before it
+    is_token = attention_mask.to(h.device, torch.bool)
+    # Padding may look at itself: with nothing to look at, its softmax would be 0 / 0.
+    itself = positions[:, None] == torch.arange(start_pos + seq, device=h.device)
+    mask = mask.masked_fill(~is_token[:, None, :] & ~itself, -torch.inf)
+    return (is_token.cumsum(-1) - 1).clamp(min=0)[:, start_pos:], mask[:, None]
