@@ -69,6 +69,8 @@ def _generate(options: argparse.Namespace) -> int:
 
     checkpoint = load_checkpoint(options.checkpoint)
     tokenizer = checkpoint.tokenizer
+    if tokenizer is None:
+        raise CheckpointError(f"{checkpoint.path}: no tokenizer.json, so there is no way to read a prompt")
     if options.chat:
         tokens = encode_chat(tokenizer, [{"role": "user", "content": options.prompt}])
     else:

@@ -107,10 +107,16 @@ def read_weights(folder: Path, params: ModelArgs) -> tuple[Mapping[str, Tensor],
     first rows (or columns, see `shard_dim`) of every matrix, consolidated.01.pth the next ones, and so on.
     """
     paths = _shard_paths(folder)
-    shapes = {key: shard_shape(key, shape, len(paths)) for key, shape in params.weight_shapes().items()}
+    try:
+        shapes = {key: shard_shape(key, shape, len(paths)) for key, shape in params.weight_shapes().items()}
+    except CheckpointError as e:
+        raise CheckpointError(f"{paths[-1]}: {e}") from e
     shards, read_only = zip(*(_read_shard(path, shapes) for path in paths), strict=True)
     if len(shards) == 1:
         return shards[0], read_only[0]
+    for path, shard in zip(paths, shards, strict=True):
+        if shard.keys() != shards[0].keys():
+            raise CheckpointError(f"{path}: not the same weights as in {paths[0].name}; is it of another model?")
 
     def join(key: str, parts: Sequence[Tensor]) -> Tensor:
         return parts[0] if shard_dim(key) is None else torch.cat(list(parts), shard_dim(key))
@@ -147,7 +153,8 @@ def is_tied(weights: Mapping[str, Tensor]) -> bool:
     """Whether one matrix serves as token embeddings and as output: the second is absent, or another name for it."""
     if "output.weight" not in weights:
         return True
-    return weights["output.weight"].data_ptr() == weights["tok_embeddings.weight"].data_ptr()
+    ends = weights["tok_embeddings.weight"], weights["output.weight"]  # both held, or one could take the other's place
+    return ends[0].data_ptr() == ends[1].data_ptr()
 
 
 def _shard_paths(folder: Path) -> list[Path]:

@@ -41,8 +41,8 @@ def generate(
     check_sampling(temperature, top_p, top_k)
     if type(max_new_tokens) is not int or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be a whole number from 0 on, not {max_new_tokens!r}")
-    if seed is not None and type(seed) is not int:
-        raise ValueError(f"seed must be a whole number or None, not {seed!r}")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
+        raise ValueError(f"seed must be a whole number from 0 on, or None, not {seed!r}")
     longest, room = max(map(len, prompts)), model.params.max_seq_len
     if longest + max_new_tokens > room:
         raise ValueError(
@@ -51,7 +51,9 @@ def generate(
         )
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
-    steps = _steps(model, prompts, max_new_tokens, (temperature, top_p, top_k, generator), frozenset(stop_tokens))
+    steps = _steps(
+        model, prompts, max_new_tokens, (temperature, top_p, top_k, generator), frozenset(int(id) for id in stop_tokens)
+    )
     return (ids[0] for ids in steps) if single else steps
 
 

@@ -81,8 +81,10 @@ def _hidden_size(dim: int, hidden_dim: int) -> dict:
 
 def _rope(config: dict) -> dict:
     """What config.json says about positions; before version 5 of transformers it said so in two places."""
-    rope = {"rope_theta": config.get("rope_theta", 10000.0)}
-    rope |= config.get("rope_parameters") or config.get("rope_scaling") or {}
+    told = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(told, dict):
+        raise CheckpointError(f"rope_parameters or rope_scaling must be an object, not {told!r}")
+    rope = {"rope_theta": config.get("rope_theta", 10000.0)} | told
     values = {"rope_theta": rope["rope_theta"], "max_seq_len": config.get("max_position_embeddings")}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
@@ -187,44 +189,55 @@ def read_tokenizer(path: Path) -> tuple[dict[bytes, int], dict]:
     for anything but byte-level byte-pair encoding.
     """
     content = _read_json(path)
-    model = content.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or model.get("type", "BPE") != "BPE":
-        raise CheckpointError(f"{path}: not byte-pair encoding; only that can be read here")
-    special_tokens = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-    byte_of = gpt2_bytes()
     try:
-        ranks = {
-            bytes(byte_of[c] for c in token): id for token, id in model["vocab"].items() if token not in special_tokens
-        }
-    except KeyError as e:
-        raise CheckpointError(f"{path}: {e} stands for no byte; is this a SentencePiece vocabulary?") from e
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])]
-    merged = [model["vocab"].get("".join(pair), -1) for pair in merges]
-    if merged != sorted(merged) or -1 in merged:
-        raise CheckpointError(f"{path}: merges are not in the order of the ids; such a vocabulary cannot be read here")
-    settings = {"pattern": _pattern(path, content.get("pre_tokenizer")), "special_tokens": special_tokens}
-    names = {id: token for token, id in special_tokens.items()}
-    for which in ("bos", "eos"):
-        settings[which] = _special_token(path.parent, which, names)
-    settings["add_bos"] = settings["bos"] is not None and _opens_with(content.get("post_processor"), settings["bos"])
+        ranks, special_tokens = _vocabulary(path, content)
+        pattern = _pattern(path, content.get("pre_tokenizer"))
+        names = {id: token for token, id in special_tokens.items()}
+        bos, eos = (_special_token(path.parent, which, names) for which in ("bos", "eos"))
+        add_bos = bos is not None and _opens_with(content.get("post_processor"), bos)
+    except (AttributeError, IndexError, KeyError, TypeError) as e:  # something of another kind than it should be
+        raise CheckpointError(f"{path}: not as the tokenizers library writes it ({e!r}); download it again") from e
+    settings = {"pattern": pattern, "special_tokens": special_tokens, "bos": bos, "eos": eos, "add_bos": add_bos}
     return ranks, settings
+
+
+def _vocabulary(path: Path, content: dict) -> tuple[dict[bytes, int], dict[str, int]]:
+    model = content["model"]
+    if model.get("type", "BPE") != "BPE" or content.get("normalizer"):
+        raise CheckpointError(f"{path}: only byte-pair encoding without a normalizer can be read here")
+    special_tokens = {token["content"]: token["id"] for token in content["added_tokens"]}
+    byte_of = gpt2_bytes()
+    ranks = {}
+    for token, id in model["vocab"].items():
+        if token not in special_tokens:
+            if not set(token) <= byte_of.keys():
+                raise CheckpointError(f"{path}: {token!r} is not made of bytes; is this a SentencePiece vocabulary?")
+            ranks[bytes(byte_of[c] for c in token)] = id
+    ids = [*ranks.values(), *special_tokens.values()]
+    if not all(type(id) is int and id >= 0 for id in ids) or len(set(ids)) < len(ids):
+        raise CheckpointError(f"{path}: an id repeats or is not a whole number; download it again")
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    merged = [model["vocab"]["".join(pair)] for pair in merges]
+    if merged != sorted(merged) or set(merged) != {id for token, id in ranks.items() if len(token) > 1}:
+        raise CheckpointError(f"{path}: merges are not in the order of the ids; such a vocabulary cannot be read here")
+    return ranks, special_tokens
 
 
 def _pattern(path: Path, pre_tokenizer: dict | None) -> str:
     """The regular expression that cuts text into pieces, as Llama 3 (a Split) or SmolLM2 (Digits) write it down."""
-    steps = pre_tokenizer or {}
-    steps = steps.get("pretokenizers", [steps])
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
     *before, last = steps
     kinds = [step.get("type") for step in steps]
     if kinds[-1] == "ByteLevel" and not last.get("add_prefix_space", False):
-        if kinds[:-1] == ["Split"] and not last.get("use_regex", True) and "Regex" in before[0].get("pattern", {}):
-            return before[0]["pattern"]["Regex"]
-        if kinds[:-1] == [] and last.get("use_regex", True):  # GPT-2's
+        if kinds[:-1] == ["Split"] and not last.get("use_regex", True):
+            if before[0]["behavior"] == "Isolated" and not before[0]["invert"] and "Regex" in before[0]["pattern"]:
+                return before[0]["pattern"]["Regex"]
+        elif kinds[:-1] == [] and last.get("use_regex", True):  # GPT-2's
             return r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-        if kinds[:-1] == ["Digits"] and last.get("use_regex", True):  # the same, after numbers were cut out
+        elif kinds[:-1] == ["Digits"] and last.get("use_regex", True):  # the same, after numbers were cut out
             digits = r"\p{N}" if before[0].get("individual_digits") else r"\p{N}+"
             return digits + r"|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
-    raise CheckpointError(f"{path}: pre_tokenizer {' + '.join(map(str, kinds))} is not known here")
+    raise CheckpointError(f"{path}: pre_tokenizer {' + '.join(map(str, kinds))} is of a form that is not known here")
 
 
 def _special_token(folder: Path, which: str, names: dict[int, str]) -> str | None:

@@ -44,9 +44,13 @@ class Llama(nn.Module):
         for, TypeError for ids that are not integers.
         """
         tokens = functional.check_tokens(tokens, self.params.vocab_size).to(self.device)
+        if attention_mask is not None and attention_mask.shape != tokens.shape:
+            raise ValueError(f"attention_mask is {list(attention_mask.shape)}, the tokens are {list(tokens.shape)}")
         *batch, seq = tokens.shape
         h = self.tok_embeddings(tokens.reshape(-1, seq))  # [batch, seq, dim]
         start_pos = 0 if cache is None else cache.length
+        if attention_mask is not None:
+            attention_mask = attention_mask.reshape(-1, seq)
         if cache is not None:
             attention_mask = cache.make_room(len(h), seq, attention_mask)
         positions, mask = _positions_and_mask(start_pos, h, attention_mask)

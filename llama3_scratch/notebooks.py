@@ -42,6 +42,7 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
             timeout=CELL_SECONDS,
             resources={"metadata": {"path": str(path.parent)}},
             record_timing=False,
+            coalesce_streams=True,  # however the lines happened to arrive
             extra_arguments=["--log-level=40"],  # errors only: the kernel's remarks are not the reader's concern
         )
         try:

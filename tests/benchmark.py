@@ -17,7 +17,9 @@ first. What is measured, and the limits it is held to:
   process: median seconds of each, the median of ours / theirs over the rounds, and how much memory of its own one more
   run takes beyond what was there before it, never more than theirs. `functional.forward`, at most 1.1 of their time;
   the modules, with the logits of every position, and prefill, which fills a new KV cache and has the logits of the
-  last position alone, both at most 1.0; one decoded token, each round one position further, at most 0.8
+  last position alone, at most 1.0; one decoded token, each round one position further, at most 0.8
+  (prefill comes twice: their logits_to_keep=1 hands torch a slice that it multiplies by a copy of lm_head, 1 GB at 8b;
+  "a copy of the last row" spares them that)
 """
 
 import argparse
@@ -286,9 +288,14 @@ def side_by_side(folder: Path, few: int, rounds: int, many: int, many_rounds: in
     def prefill(tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         return model(tokens, cache or KVCache(ckpt.params, 1, tokens.shape[-1], DTYPE), last_only=True)
 
-    def their_prefill(tokens: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        if cache is None:
-            cache = DynamicCache(config=theirs.config)
+    def their_prefill(tokens: Tensor) -> Tensor:
+        return their_step(tokens, DynamicCache(config=theirs.config))
+
+    def their_best_prefill(tokens: Tensor) -> Tensor:
+        hidden = theirs.model(tokens, past_key_values=DynamicCache(config=theirs.config)).last_hidden_state
+        return theirs.lm_head(hidden[:, -1])[:, None]
+
+    def their_step(tokens: Tensor, cache: DynamicCache) -> Tensor:
         return theirs(tokens, past_key_values=cache, logits_to_keep=1).logits
 
     tokens = some_tokens(few, ckpt.params)[None]
@@ -301,11 +308,13 @@ def side_by_side(folder: Path, few: int, rounds: int, many: int, many_rounds: in
         compared.append(compare(what, partial(model, tokens), partial(all_logits, tokens), 1.0, times))
         what = f"prefill, {length} tokens"
         compared.append(compare(what, partial(prefill, tokens), partial(their_prefill, tokens), 1.0, times))
+        what = f"prefill, {length} tokens, a copy of the last row"
+        compared.append(compare(what, partial(prefill, tokens), partial(their_best_prefill, tokens), 1.0, times))
         cache = KVCache(ckpt.params, 1, length + rounds + 2, DTYPE)  # one before the rounds, one after them
         their_cache = DynamicCache(config=theirs.config)
         prefill(tokens, cache)
-        their_prefill(tokens, their_cache)
-        steps = partial(model, token, cache), partial(their_prefill, token, their_cache)
+        their_step(tokens, their_cache)
+        steps = partial(model, token, cache), partial(their_step, token, their_cache)
         compared.append(compare(f"one token after {length}", *steps, 0.8, rounds))
     return compared
 
@@ -335,9 +344,9 @@ def compare(what: str, ours: Callable[[], Tensor], theirs: Callable[[], Tensor],
 
 
 def distance(ours: Tensor, theirs: Tensor) -> str:
-    cosine = torch.cosine_similarity(ours.flatten(), theirs.flatten().float(), dim=0).item()
+    cosine = torch.cosine_similarity(ours, theirs.float(), dim=-1).min().item()  # at the worst position
     error = ((ours - theirs).square().mean().sqrt() / theirs.float().square().mean().sqrt()).item()
-    return f"cosine {cosine:.6f}, rms of the difference {error:.1%} of their rms"
+    return f"cosine {cosine:.6f} or more, rms of the difference {error:.1%} of their rms"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llama3_scratch import functional, load_checkpoint
+from llama3_scratch import Llama, functional, load_checkpoint
 
 # The article's 64 frequencies for head_dim 128 and theta 500000, every digit of their float32.
 PRINTED = """
@@ -51,6 +51,43 @@ def test_the_mask_has_the_articles_counts():
     assert (mask == 0).sum() == 153
     assert (mask == -math.inf).sum() == 136
     assert mask[0].tolist() == [0.0] + [-math.inf] * 16
+
+
+def test_the_mask_of_a_text_that_is_continued_is_the_end_of_the_whole_mask():
+    assert torch.equal(functional.causal_mask(5, start_pos=12), functional.causal_mask(17)[12:])
+
+
+def test_rotations_at_given_positions_are_those_rows_of_the_table():
+    positions = torch.tensor([[0, 3, 3], [16, 1, 2]])
+    table = functional.precompute_freqs_cis(128, 17)
+    torch.testing.assert_close(functional.precompute_freqs_cis(128, positions), table[positions], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(96,), (1, 96), (5, 96), (2, 3, 96), (1, 1, 96), (64, 96), (5, 13, 96)], ids=str)
+def test_a_linear_layer_is_x_times_the_transposed_weight(monkeypatch, amx, dtype, shape):
+    monkeypatch.setattr(functional, "_AMX", amx)  # weights on the left; any CPU can compute that
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.rand(shape, generator=generator).to(dtype), torch.rand(40, 96, generator=generator).to(dtype)
+    ours = functional.linear(x, weight)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.double(), x.double() @ weight.double().T, rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (64,), (65,), (2, 1), (3, 5), (3, 40)], ids=str)
+def test_weights_on_the_left_give_the_same_logits(tiny_folder, monkeypatch, shape):
+    ckpt = load_checkpoint(tiny_folder("tiny-bfloat16"))
+    model = Llama.from_checkpoint(ckpt)
+    tokens = torch.randint(ckpt.params.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for forward in (model, lambda t: functional.forward(t, ckpt.weights, ckpt.params)):
+            logits = []
+            for amx in (True, False):
+                monkeypatch.setattr(functional, "_AMX", amx)
+                logits.append(forward(tokens))
+            assert logits[0].shape == (*shape, ckpt.params.vocab_size)
+            assert (logits[0] - logits[1]).norm() < 0.03 * logits[1].norm()  # bfloat16 keeps three digits
 
 
 def test_rms_norm_of_a_hand_computed_vector():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from llama3_scratch import functional, plots
@@ -69,6 +70,10 @@ def draw(name, labels):
         "blocks": lambda: plots.blocks(by_name, text, text),
         "predictions": lambda: plots.predictions(labels, labels, [1 / n] * n, [True] * n, text),
         "turns": lambda: plots.turns({name: circle * i for name, i in by_name.items()}, text),
+        "towers": lambda: plots.towers(
+            {name: (i, 2 * i) for name, i in by_name.items()}, [labels] * len(by_name), text
+        ),
+        "orders": lambda: plots.orders({name: [0, 2, 1, 3] for name in by_name}, [0, 0, 1, 1], text),
     }[name]()
 
 
@@ -238,6 +243,39 @@ def test_a_histogram_counts_every_number():
 def test_blocks_are_as_wide_as_their_share():
     widths = [patch.get_width() for patch in plots.blocks({"a": 30, "b": 10}).axes[0].patches]
     assert widths[0::2] == [0.75, 0.25]
+
+
+def test_towers_are_drawn_to_one_scale():
+    ax = plots.towers({"a": (1, 4), "b": (2, 2)}, [["first"], ["second", "third"]]).axes[0]
+    (a, b), texts = ax.patches, [text.get_text() for text in ax.texts]
+    assert (b.get_width() / a.get_width(), b.get_height() / a.get_height()) == (pytest.approx(2), pytest.approx(0.5))
+    assert a.get_x() + a.get_width() <= b.get_x()
+    assert texts == ["a", "first", "b", "second", "third"]
+
+
+def test_orders_show_each_row_at_its_place_and_join_the_pairs():
+    ax = plots.orders({"one": [0, 1, 2, 3], "other": [0, 2, 1, 3]}, [0, 0, 1, 1]).axes[0]
+    rows = [text for text in ax.texts if text.get_text().isdigit()]
+    places = [(text.get_text(), round(text.get_position()[0])) for text in rows]
+    assert places == [("0", 0), ("1", 1), ("2", 2), ("3", 3), ("0", 0), ("2", 1), ("1", 2), ("3", 3)]
+    boxes = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    colors = {text.get_text(): box.get_facecolor() for text, box in zip(rows, boxes, strict=True)}
+    assert colors["0"] == colors["1"] != colors["2"] == colors["3"]
+    assert len(ax.patches) - len(boxes) == 4  # an arc for each pair in each order
+
+
+def test_an_order_that_is_wrong_changes_the_repr():
+    def picture(order):
+        return plots.orders({"one": [0, 1, 2, 3], "other": order}, [0, 0, 1, 1])
+
+    assert repr(picture([0, 2, 1, 3])) != repr(picture([0, 1, 2, 3]))
+
+
+def test_a_tower_of_another_size_changes_the_repr():
+    def picture(width):
+        return plots.towers({"a": (width, 4), "b": (2, 2)}, [["x"], ["y"]])
+
+    assert repr(picture(1)) != repr(picture(1.2))
 
 
 def test_a_token_strip_shows_tokens_and_ids():
