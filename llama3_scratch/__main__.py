@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import os
 import sys
 import time
 from pathlib import Path
@@ -28,13 +29,19 @@ def main(arguments: list[str] | None = None) -> int:
     write_parser.add_argument("--top-k", type=int)
     write_parser.add_argument("--seed", type=int)
     options = parser.parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter shows a question mark
     try:
         return {"fetch": _fetch, "run": _run, "generate": _generate}[options.command](options)
-    except (CheckpointError, ValueError) as e:
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as e:  # CheckpointError is a ValueError
         print(e, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; to go on, run the same command again", file=sys.stderr)
+        again = "" if options.command == "generate" else "; to go on, run the same command again"
+        print(f"\ninterrupted{again}", file=sys.stderr)
         return 130
 
 

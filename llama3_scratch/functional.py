@@ -21,7 +21,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.T: [..., in] -> [..., out], for a weight of [out, in].
 
     With few rows of x, time goes into fetching the weights. Processors with AMX fetch bfloat16 weights 1.3 to 3 times
-    faster when these stand on the left, weight @ x; the numbers are the same.
+    faster when these stand on the left, weight @ x; up to rounding, the numbers are the same.
     """
     rows = x.numel() // x.shape[-1]
     on_amx = _AMX and weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
@@ -107,8 +107,8 @@ def causal_mask(
 
     The rows are the `seq_len` positions from `start_pos` on, the columns all positions from 0.
     """
-    mask = torch.full((seq_len, start_pos + seq_len), -torch.inf, dtype=dtype, device=device)
-    return mask.triu(start_pos + 1)
+    later = torch.ones(seq_len, start_pos + seq_len, dtype=torch.bool, device=device).triu(start_pos + 1)
+    return torch.zeros(later.shape, dtype=dtype, device=device).masked_fill(later, -torch.inf)
 
 
 def attention(
@@ -127,7 +127,8 @@ def attention(
     softmax(q k^T / sqrt(head_dim) + mask) v for every head, then wo over all heads side by side (Vaswani et al. 2017,
     arXiv:1706.03762, equation 1; grouped heads: Ainslie et al. 2023, arXiv:2305.13245). wq is
     [n_heads * head_dim, dim], wk and wv [n_kv_heads * head_dim, dim], wo [dim, n_heads * head_dim]. `mask`,
-    [seq, total], is added to the scores. The softmax is computed in float32.
+    [seq, total] or anything that broadcasts to [batch, heads, seq, total], is added to the scores. The softmax is
+    computed in float32.
 
     `cache` holds the keys and values of total positions, each [batch, n_kv_heads, total, head_dim]. The last seq of
     them are written here, and all are looked at; no gradient flows through them. Without a cache, total is seq.

@@ -107,6 +107,8 @@ def sample(
     probability top_p (nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751).
     """
     check_sampling(temperature, top_p, top_k)
+    if logits.isnan().any():
+        raise ValueError("the logits are not numbers (NaN); are the weights whole?")
     if temperature == 0:
         return logits.argmax(-1).cpu()
     probs = distribution(logits.float().cpu(), temperature, top_p, top_k)  # on the CPU: a seed means the same anywhere
@@ -156,10 +158,14 @@ def generate_text(model: Llama, tokenizer: Tokenizer, prompt: str | Sequence[int
 
 
 def decode_stream(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Text from ids as they come, in pieces that end between two characters."""
+    """Text from ids as they come, in pieces that end between two characters.
+
+    Ids that have no token are passed over: some models have more rows than their tokenizer has tokens.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for id in ids:
-        if piece := decoder.decode(tokenizer.token_bytes(id)):
+        token = tokenizer.token_bytes(id) if id in tokenizer else b""
+        if piece := decoder.decode(token):
             yield piece
     if rest := decoder.decode(b"", final=True):  # a character that was never finished
         yield rest

@@ -36,10 +36,6 @@ _NAMES = {
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8}
 
 
-def is_huggingface(folder: Path) -> bool:
-    return (folder / CONFIG_NAME).is_file()
-
-
 def read_params(folder: Path) -> ModelArgs:
     """The sizes in config.json, under Meta's names. Raises CheckpointError for what this architecture does not have."""
     path = folder / CONFIG_NAME
@@ -96,7 +92,8 @@ def _rope(config: dict) -> dict:
     if missing:
         raise CheckpointError(f"{', '.join(missing)} missing, for rope_type 'llama3'")
     factor, low, high, old_context_len = (rope[name] for name in names)
-    if values["max_seq_len"] is not None and values["max_seq_len"] <= old_context_len:
+    both = values["max_seq_len"], old_context_len
+    if all(type(value) is int for value in both) and both[0] <= both[1]:
         values["max_seq_len"] = None  # a default that nobody set: scaling is for longer texts
     return values | {
         "use_scaled_rope": True,
@@ -193,12 +190,20 @@ def read_tokenizer(path: Path) -> tuple[dict[bytes, int], dict]:
         ranks, special_tokens = _vocabulary(path, content)
         pattern = _pattern(path, content.get("pre_tokenizer"))
         names = {id: token for token, id in special_tokens.items()}
-        bos, eos = (_special_token(path.parent, which, names) for which in ("bos", "eos"))
-        add_bos = bos is not None and _opens_with(content.get("post_processor"), bos)
+        eos = _special_token(path.parent, "eos", names)
+        opening = _opening(content.get("post_processor"))
+        bos = _special_token(path.parent, "bos", names) or (opening if opening in special_tokens else None)
     except (AttributeError, IndexError, KeyError, TypeError) as e:  # something of another kind than it should be
         raise CheckpointError(f"{path}: not as the tokenizers library writes it ({e!r}); download it again") from e
-    settings = {"pattern": pattern, "special_tokens": special_tokens, "bos": bos, "eos": eos, "add_bos": add_bos}
-    return ranks, settings
+    return ranks, {
+        "pattern": pattern,
+        "special_tokens": special_tokens,
+        "words": [token["content"] for token in content["added_tokens"] if not token.get("special", True)],
+        "bos": bos,
+        "eos": eos,
+        "add_bos": bos is not None and bos == opening,
+        "stop": [names[id] for id in _stop_ids(path.parent) if id in names],
+    }
 
 
 def _vocabulary(path: Path, content: dict) -> tuple[dict[bytes, int], dict[str, int]]:
@@ -252,10 +257,21 @@ def _special_token(folder: Path, which: str, names: dict[int, str]) -> str | Non
     return token if token in names.values() else None
 
 
-def _opens_with(post_processor: dict | None, bos: str) -> bool:
+def _stop_ids(folder: Path) -> list[int]:
+    """All ids that end a text or a turn: config.json and generation_config.json may each name one or several."""
+    ids = []
+    for name in (CONFIG_NAME, "generation_config.json"):
+        if (folder / name).is_file():
+            told = _read_json(folder / name).get("eos_token_id")
+            ids += told if isinstance(told, list) else [told]
+    return ids
+
+
+def _opening(post_processor: dict | None) -> str | None:
+    """The special token that the library puts before every text, if it does."""
     steps = (post_processor or {}).get("processors", [post_processor or {}])
-    templates = [step.get("single", []) for step in steps if step.get("type") == "TemplateProcessing"]
-    return any(template and template[0].get("SpecialToken", {}).get("id") == bos for template in templates)
+    templates = [step.get("single") for step in steps if step.get("type") == "TemplateProcessing"]
+    return next((template[0].get("SpecialToken", {}).get("id") for template in templates if template), None)
 
 
 def gpt2_bytes() -> dict[str, int]:

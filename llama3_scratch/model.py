@@ -38,7 +38,7 @@ class Llama(nn.Module):
         cache: the tokens continue what it holds, and are added to it.
         attention_mask: [batch, seq], 1 for tokens and 0 for the padding that fills up shorter texts, on either side
             (`pad` makes both). Nobody looks at padding, and it takes no position; its own logits mean nothing.
-        last_only: the logits of the last position alone, [batch, 1, vocab].
+        last_only: the logits of the last position alone, [batch, 1, vocab] or [1, vocab].
 
         Raises ValueError for an empty sequence, an id outside the vocabulary, or more tokens than the cache has room
         for, TypeError for ids that are not integers.
@@ -55,7 +55,7 @@ class Llama(nn.Module):
             attention_mask = cache.make_room(len(h), seq, attention_mask)
         positions, mask = _positions_and_mask(start_pos, h, attention_mask)
         freqs_cis = functional.rotations(self.params, positions)
-        for i, layer in enumerate(tqdm(self.layers, desc="layers", delay=2, leave=False)):
+        for i, layer in enumerate(self.layers):
             h = layer(h, freqs_cis, mask, None if cache is None else cache.layer(i, start_pos + seq))
         if cache is not None:
             cache.length = start_pos + seq
@@ -79,7 +79,8 @@ class Llama(nn.Module):
         `device` makes copies, and so do the parts that are stored in another order (shards, and wq and wk of Hugging
         Face folders). Where input and output embeddings are one matrix, they are one parameter.
 
-        All parameters can be trained, unless they lie in a file that is mapped read-only (over 4 GiB).
+        All parameters can be trained, unless they lie in a file that is mapped read-only (over 4 GiB). The file never
+        changes; `checkpoint.weights`, being the same memory, do: load it again for the original.
         """
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = load_checkpoint(checkpoint)
@@ -98,7 +99,9 @@ class Llama(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """One layer. Each half reads a normalised copy of the residual stream and adds its result to the stream."""
+    """One layer, [batch, seq, dim] -> the same. Each half reads a normalised copy of the residual stream and adds its
+    result to the stream.
+    """
 
     def __init__(self, params: ModelArgs):
         super().__init__()
@@ -115,7 +118,9 @@ class TransformerBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions: every group of query heads shares one key and value head."""
+    """Grouped-query attention with rotary positions, [batch, seq, dim] -> the same: every group of query heads shares
+    one key and value head.
+    """
 
     def __init__(self, params: ModelArgs):
         super().__init__()
@@ -134,7 +139,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: a layer of `hidden_dim` neurons, each with a gate."""
+    """SwiGLU, [batch, seq, dim] -> the same: a layer of `hidden_dim` neurons, each with a gate."""
 
     def __init__(self, params: ModelArgs):
         super().__init__()
@@ -219,10 +224,12 @@ def pad(texts: Sequence[Sequence[int]], side: str = "left") -> tuple[Tensor, Ten
 def _positions_and_mask(start_pos: int, h: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The position of each token, [seq] or [batch, seq], and what is added to its scores, [..., seq, total] or None."""
     seq = h.shape[1]
-    mask = functional.causal_mask(seq, h.dtype, h.device, start_pos)
     positions = torch.arange(start_pos, start_pos + seq, device=h.device)
+    if attention_mask is None and seq == 1:
+        return positions, None  # a single token looks at everything before it
+    mask = functional.causal_mask(seq, h.dtype, h.device, start_pos)
     if attention_mask is None:
-        return positions, mask if seq > 1 else None  # a single token looks at everything before it
+        return positions, mask
     is_token = attention_mask.to(h.device, torch.bool)
     # Padding may look at itself: with nothing to look at, its softmax would be 0 / 0.
     itself = positions[:, None] == torch.arange(start_pos + seq, device=h.device)

@@ -1,4 +1,4 @@
-"""params.json: the eleven numbers that fix every size in the model."""
+"""params.json: the few numbers that fix every size in the model, and how positions turn."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""Text to token ids and back: tiktoken over Meta's tokenizer.model."""
+"""Text to token ids and back: tiktoken over Meta's tokenizer.model, or Hugging Face's tokenizer.json."""
 
 import base64
 import binascii
@@ -105,7 +105,9 @@ class Tokenizer:
         self.bos_id = self._special_id(config.get("bos", LLAMA3_BOS), path)
         self.eos_id = self._special_id(config.get("eos", LLAMA3_EOS), path)
         self.add_bos = config.get("add_bos", True)
-        self.stop_tokens = {i for name, i in self.special_tokens.items() if name in _ENDINGS or i == self.eos_id}
+        endings = _ENDINGS | set(config.get("stop", ()))
+        self.stop_tokens = {i for name, i in self.special_tokens.items() if name in endings or i == self.eos_id}
+        self._words = set(config.get("words", ()))  # added tokens that stand for text, and are always read as such
         self.vocab_size = 1 + max(*ranks.values(), *self.special_tokens.values())
         # tiktoken stops at a byte it has no token for. Some vocabularies lack a few rare ones: those get ids past
         # the end, and encode() leaves them out, as other engines do.
@@ -141,10 +143,18 @@ class Tokenizer:
             raise ValueError("this vocabulary has no token to open or to close a text with")
         if isinstance(allowed_special, str) and allowed_special != "all":
             allowed_special = {allowed_special}  # one name, not a collection of letters
-        allowed = allowed_special if allowed_special == "all" else set(allowed_special)
+        allowed = allowed_special if allowed_special == "all" else {*allowed_special, *self._words}
         ids = self._encoding.encode(text, allowed_special=allowed, disallowed_special=())
         ids = [i for i in ids if i < self.vocab_size]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    def __contains__(self, id: int) -> bool:
+        """Whether the vocabulary has a token of this id."""
+        try:
+            self.token_bytes(id)
+        except ValueError:
+            return False
+        return True
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids. Bytes that are not UTF-8 (half of an emoji, say) become U+FFFD."""

@@ -28,7 +28,7 @@ def map_file(path: Path) -> mmap.mmap:
 
 def numbers_at(file: mmap.mmap, dtype: torch.dtype, offset: int, count: int) -> Tensor:
     """`count` numbers from byte `offset` on, [count]. Raises ValueError if they reach beyond the end of the file."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.inference_mode(False):  # to train later, whoever opened it
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         return torch.frombuffer(file, dtype=dtype, offset=offset, count=count)
 

@@ -156,3 +156,11 @@ def test_params_json_with_other_keys_still_opens(folder, tmp_path, capsys):
     (other / "params.json").write_text(json.dumps(params))
     with pytest.warns(UserWarning, match="vision_chunk_size"):
         assert said(capsys, "--checkpoint", other, "--prompt", "hi", "--max-new-tokens", 1)[0] == 0
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(folder):
+    command = [sys.executable, "-m", "llama3_scratch", "generate", "--checkpoint", str(folder), "--prompt", "a" * 99]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait() == 0

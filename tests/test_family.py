@@ -957,3 +957,27 @@ def test_no_folder_warns_of_anything(save):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Llama.from_checkpoint(folder)
+
+
+def test_added_tokens_that_are_words_are_always_read_as_tokens(tmp_path):
+    theirs = FORMS["SmolLM2's"]()
+    theirs.add_tokens(["<tool>"])  # not special: the library reads it in any text
+    ours, _ = read_by_both(theirs, tmp_path)
+    assert ours.encode("a <tool>b") == theirs.encode("a <tool>b").ids
+    assert theirs.token_to_id("<tool>") in ours.encode("<tool>")
+
+
+def test_every_id_that_ends_a_text_stops(tmp_path):
+    theirs = FORMS["SmolLM2's"]()
+    theirs.add_special_tokens(["<stop>", "<done>", "<other>"])
+    stop, done = theirs.token_to_id("<stop>"), theirs.token_to_id("<done>")
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [stop]}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, done]}))
+    ours, _ = read_by_both(theirs, tmp_path)
+    assert {stop, done} <= ours.stop_tokens and theirs.token_to_id("<other>") not in ours.stop_tokens
+
+
+def test_the_opening_token_is_known_from_the_template_alone(tmp_path):
+    ours, theirs = read_by_both(FORMS["Llama 3's"](), tmp_path)
+    assert ours.encode("a", bos=ours.add_bos) == theirs.encode("a").ids
+    assert len(theirs.encode("a").ids) == 2

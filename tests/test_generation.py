@@ -463,3 +463,14 @@ def test_generate_text_refuses_at_the_call(model, tokenizer, monkeypatch):
     for prompt, options in (("", {}), ("hi", {"top_p": 0}), ("hi", {"max_new_tokens": 10**6})):
         with pytest.raises(ValueError):
             generate_text(model, tokenizer, prompt, **options)
+
+
+def test_ids_without_a_token_are_passed_over(tiny_folder):
+    tokenizer = load_checkpoint(tiny_folder("tiny-ratio3")).tokenizer
+    ids = [*tokenizer.encode("a"), tokenizer.vocab_size + 5, *tokenizer.encode("b")]  # rows beyond the vocabulary
+    assert "".join(generation.decode_stream(ids, tokenizer)) == "ab"
+
+
+def test_logits_that_are_not_numbers_are_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        generation.sample(torch.tensor([0.0, torch.nan]))
