@@ -235,7 +235,7 @@ IN_THE_FOLDED_FORM = [
         *CACHE,
     ),
     ("a mask that forgets what is cached", "functional.causal_mask", "triu(start_pos + 1)", "triu(1)", *CHUNKS),
-    ("a chunk that looks ahead", "model._positions_and_mask", "if seq > 1 else", "if start_pos == 0 else", *CHUNKS),
+    ("a chunk that looks ahead", "model._positions_and_mask", "is None and seq == 1", "is None and start_pos", *CHUNKS),
     (
         "a cache of another batch",
         "model.KVCache.make_room",
@@ -387,9 +387,9 @@ IN_THE_FOLDED_FORM = [
     ),
     (
         "a text that is not opened",
-        "huggingface._opens_with",
-        "return any(",
-        "return False and any(",
+        "huggingface._opening",
+        'step.get("type") == "TemplateProcessing"',
+        "False",
         test_family.test_what_llama_3s_folder_says_of_its_tokens,
         {},
     ),
@@ -453,7 +453,7 @@ IN_THE_FOLDED_FORM = [
     (
         "half characters",
         "generation.decode_stream",
-        "decoder.decode(tokenizer.token_bytes(id))",
+        "decoder.decode(token)",
         "tokenizer.decode([id])",
         test_generation.test_a_character_comes_as_soon_as_its_last_byte_is_there,
         {},
