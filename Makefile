@@ -33,7 +33,7 @@ assets: $(VENV)/run       ## draw the pictures in assets/
 	$(BIN)/python assets/draw.py
 
 clean:                    ## remove what was made, but not what was fetched
-	rm -rf build checkpoints/tiny-* checkpoints/.partial-* checkpoints/.download-* .pytest_cache .ruff_cache
+	rm -rf build checkpoints/tiny-* checkpoints/.partial-* notebooks/.*.partial .pytest_cache .ruff_cache
 
 # torch first and alone: the others then find it installed, and nobody asks for another build of it.
 $(VENV)/run: pyproject.toml constraints.txt

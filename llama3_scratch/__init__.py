@@ -3,9 +3,10 @@
 from . import functional
 from .chat import encode_chat
 from .checkpoint import Checkpoint, load_checkpoint
+from .files import CheckpointError
 from .generation import generate, generate_text
 from .model import KVCache, Llama
-from .params import CheckpointError, ModelArgs
+from .params import ModelArgs
 from .tokenizer import Tokenizer
 
 __all__ = [

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from .params import CheckpointError
+from .files import CheckpointError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,8 +1,9 @@
 """Conversations as tokens. An instruct model has learned to answer texts in one exact format."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from .tokenizer import Tokenizer
+from .files import short
+from .tokenizer import LLAMA3_BOS, Tokenizer
 
 ROLES = ("system", "user", "assistant", "ipython")  # the last one carries what tools returned, in Llama 3.1
 # What SmolLM2 was trained to see where a conversation does not begin with a system message.
@@ -16,16 +17,17 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> 
     tokens the vocabulary has: Llama 3's, or SmolLM2's. Text is text: a message that spells out "<|eot_id|>" does not
     end its turn. Raises ValueError for no messages, another role, or a vocabulary that has neither format.
     """
+    messages = list(messages) if isinstance(messages, Iterable) else [messages]
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise ValueError(f"a message needs a role and a content, both text: {message!r}")
+            raise ValueError(f"a message needs a role and a content, both text: {short(message)}")
         if message.get("role") not in ROLES:
-            raise ValueError(f"role must be one of {', '.join(ROLES)}, not {message.get('role')!r}")
+            raise ValueError(f"role must be one of {', '.join(ROLES)}, not {short(message.get('role'))}")
     if not messages:
         raise ValueError("no messages")
-    if "<|start_header_id|>" in tokenizer.special_tokens:
+    if {LLAMA3_BOS, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"} <= tokenizer.special_tokens.keys():
         return llama3_chat(tokenizer, messages)
-    if "<|im_start|>" in tokenizer.special_tokens:
+    if {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_tokens.keys():
         return smollm2_chat(tokenizer, messages)
     raise ValueError("this vocabulary has no control tokens for conversations; is it a base model?")
 
@@ -40,7 +42,7 @@ def llama3_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> 
         name = tokenizer.encode(role)
         return [control["<|start_header_id|>"], *name, control["<|end_header_id|>"], *tokenizer.encode("\n\n")]
 
-    ids = [tokenizer.bos_id]
+    ids = [control[LLAMA3_BOS]]
     for message in messages:
         ids += header(message["role"]) + tokenizer.encode(message["content"].strip()) + [control["<|eot_id|>"]]
     return ids + header("assistant")

@@ -1,11 +1,10 @@
 """A folder becomes params, weights and tokenizer. Nothing is copied: the weights stay on disk."""
 
+import itertools
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from mmap import mmap
 from pathlib import Path
 
 import torch
@@ -13,9 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import huggingface
-from .params import CheckpointError, ModelArgs
+from .files import CheckpointError, list_folder, reason, short, short_name
+from .params import ModelArgs
+from .pth import read_pth
 from .tokenizer import Tokenizer
-from .weights import LazyWeights, check_weights, map_file, numbers_at
+from .weights import LazyWeights, check_weights
 
 DEFAULT_NAME = "smollm2-135m"
 ENVIRONMENT_VARIABLE = "LLAMA3_CHECKPOINT"
@@ -56,14 +57,19 @@ def load_checkpoint(
     stored one) and `device` (another than "cpu") make copies. Files over 4 GiB are mapped read-only: clone a tensor
     before changing it in place.
 
-    Raises CheckpointError, naming the file, the key and what to do, if anything does not fit.
+    Nothing in the files is ever run, and nothing in the folder changes. Raises CheckpointError, naming the file, the
+    key and what to do, if anything does not fit; weights that are NaN or infinite among it, in files of up to 256 MiB.
+    (In larger ones, where looking takes long, `functional.forward` and `generate` name them once they show.) Raises
+    ValueError for a dtype or device that cannot be used.
     """
+    check_dtype_and_device(dtype, device)
     folder = find(path_or_name)
-    if any((folder / name).exists() for name in (PARAMS_NAME, WEIGHTS_NAME)):
+    names = list_folder(folder)
+    if names & {PARAMS_NAME, WEIGHTS_NAME}:
         params = ModelArgs.from_json(folder / PARAMS_NAME)
         weights, read_only = read_weights(folder, params)
         tokenizer = Tokenizer(folder / TOKENIZER_NAME)
-    elif (folder / huggingface.CONFIG_NAME).exists():
+    elif huggingface.CONFIG_NAME in names:
         params = huggingface.read_params(folder)
         weights, read_only = huggingface.read_weights(folder, params)
         tokenizer = _huggingface_tokenizer(folder)
@@ -83,20 +89,39 @@ def load_checkpoint(
     return Checkpoint(params, weights, tokenizer, folder, read_only)
 
 
+def check_dtype_and_device(dtype: torch.dtype | None, device: torch.device | str | None):
+    """Raise ValueError for a type that weights cannot have, or a device that this machine does not have."""
+    if dtype not in (None, torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.bfloat16, float16, float32 or float64, not {short(dtype)}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as e:
+        raise ValueError(f"device {short(device)} cannot be used here ({reason(e)})") from e
+
+
 def find(path_or_name: str | Path | None = None) -> Path:
     """The folder of a checkpoint. A known name is fetched or made if it is not there yet."""
     from . import fetch, tiny  # here, because both build on this module's file names
 
-    name = str(path_or_name or os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_NAME)
-    if name in tiny.TINY:
-        return tiny.make_tiny(name)
-    if name in fetch.CHECKPOINTS:
-        return fetch.fetch(name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    if path_or_name is None:
+        path_or_name = os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_NAME
+    if not isinstance(path_or_name, str | os.PathLike):
+        raise TypeError(f"a checkpoint is a folder or a name, not {short(path_or_name)}")
+    name = os.fspath(path_or_name)
+    try:
+        if name in tiny.TINY:
+            return tiny.make_tiny(name)
+        if name in fetch.CHECKPOINTS:
+            return fetch.fetch(name)
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+        if folder.exists():
+            raise CheckpointError(f"{folder}: not a folder; point at the one it is in, {folder.parent}")
+    except (OSError, RuntimeError) as e:  # RuntimeError: ~somebody without a home
+        raise CheckpointError(f"{short_name(name)}: cannot be opened or made ({reason(e)})") from e
     known = ", ".join([*fetch.CHECKPOINTS, *tiny.TINY])
-    raise CheckpointError(f"{folder}: no such folder, and no checkpoint of that name; known names: {known}")
+    raise CheckpointError(f"{short_name(name)}: no such folder, and no checkpoint of that name; known names: {known}")
 
 
 def read_weights(folder: Path, params: ModelArgs) -> tuple[Mapping[str, Tensor], bool]:
@@ -111,12 +136,17 @@ def read_weights(folder: Path, params: ModelArgs) -> tuple[Mapping[str, Tensor],
         shapes = {key: shard_shape(key, shape, len(paths)) for key, shape in params.weight_shapes().items()}
     except CheckpointError as e:
         raise CheckpointError(f"{paths[-1]}: {e}") from e
-    shards, read_only = zip(*(_read_shard(path, shapes) for path in paths), strict=True)
+    shards, read_only = zip(*(_read_shard(path, shapes, len(paths)) for path in paths), strict=True)
     if len(shards) == 1:
         return shards[0], read_only[0]
+    seen = {}
     for path, shard in zip(paths, shards, strict=True):
         if shard.keys() != shards[0].keys():
             raise CheckpointError(f"{path}: not the same weights as in {paths[0].name}; is it of another model?")
+        first_row = tuple(shard["layers.0.attention.wq.weight"][0].tolist())
+        if first_row in seen:
+            raise CheckpointError(f"{path}: the same numbers as in {seen[first_row]}; download it again")
+        seen[first_row] = path.name
 
     def join(key: str, parts: Sequence[Tensor]) -> Tensor:
         return parts[0] if shard_dim(key) is None else torch.cat(list(parts), shard_dim(key))
@@ -166,38 +196,15 @@ def _shard_paths(folder: Path) -> list[Path]:
     return expected
 
 
-def _read_shard(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], bool]:
-    """A .pth file is an uncompressed zip: one pickle with the names and shapes, then each tensor's bytes. `torch.load`
-    reads the pickle alone (`map_location="meta"`), as data: `weights_only=True` refuses pickles that would run code.
-    """
+def _read_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], shards: int) -> tuple[Mapping[str, Tensor], bool]:
+    weights, read_only = read_pth(path)
+    weights.pop("rope.freqs", None)  # Llama 1 stored its frequencies
     try:
-        with zipfile.ZipFile(path) as archive:
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-        if not stored:
-            raise CheckpointError(f"{path}: compressed entries; save it again with torch.save")
-        described = torch.load(path, map_location="meta", weights_only=True)
-    except CheckpointError:
-        raise
-    except Exception as e:  # zip and pickle fail in many ways, all meaning the same to the reader
-        raise CheckpointError(
-            f"{path}: not a readable file of weights; the download may be incomplete, try again"
-        ) from e
-    if not isinstance(described, dict) or not all(isinstance(t, Tensor) for t in described.values()):
-        raise CheckpointError(f"{path}: expected a dict of tensors, as in Meta's files")
-    described.pop("rope.freqs", None)  # Llama 1 stored its frequencies
-    check_weights(path, described, shapes, may_lack=("output.weight",))
-    file = map_file(path)
-    return {key: _tensor_at(file, meta, path, key) for key, meta in described.items()}, memoryview(file).readonly
-
-
-def _tensor_at(file: mmap, meta: Tensor, path: Path, key: str) -> Tensor:
-    storage = meta.untyped_storage()
-    try:
-        count = storage.nbytes() // meta.element_size()
-        flat = numbers_at(file, meta.dtype, storage._checkpoint_offset, count)
-        return flat.as_strided(meta.shape, meta.stride(), meta.storage_offset())
-    except (ValueError, RuntimeError) as e:
-        raise CheckpointError(f"{path}: {key} lies outside the file; the download may be incomplete, try again") from e
+        check_weights(path, weights, shapes, may_lack=("output.weight",))
+    except CheckpointError as e:
+        hint = f" in each of {shards} shards; is this a copy of the whole model?" if shards > 1 else ""
+        raise CheckpointError(f"{e}{hint}") from e
+    return weights, read_only
 
 
 def _huggingface_tokenizer(folder: Path) -> Tokenizer | None:
@@ -226,8 +233,10 @@ def _copies(weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: to
 def _where_to_look(folder: Path, shards: int = 0) -> str:
     if shards:
         return f"{shards} shards are here, and their numbers must have no gap: download the missing one"
-    if (folder / "original" / WEIGHTS_NAME).is_file():
-        return f"Point at {folder / 'original'}, where Meta's files are"
+    below = itertools.islice(itertools.chain(folder.glob("*/"), folder.glob("snapshots/*/")), 1000)
+    for inner in sorted(below):
+        if any((inner / name).is_file() for name in (PARAMS_NAME, huggingface.CONFIG_NAME)):
+            return f"Point at {inner}, where a model is"
     return (
         f"The folder must hold {WEIGHTS_NAME}, {PARAMS_NAME} and {TOKENIZER_NAME}, or Hugging Face's "
         f"{huggingface.CONFIG_NAME}, model.safetensors and {huggingface.TOKENIZER_NAME}"

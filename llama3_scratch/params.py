@@ -5,9 +5,10 @@ import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from .files import CheckpointError, read_json, short, short_name
 
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used. The message names the file, the key and what to do."""
+# Far above any model's; what is larger is a slip of the pen, and must not become a long wait or fill the memory.
+_MOST, _MOST_LAYERS = 2**31, 10_000
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,21 @@ class ModelArgs:
         whole = ("dim", "n_layers", "n_heads", "vocab_size", "n_kv_heads", "multiple_of", "max_seq_len")
         for name in (*whole, "rope_old_context_len"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise CheckpointError(f"params.json: {name} must be a positive whole number, not {value!r}")
-        if self.n_layers > 10_000:  # the largest model has 126; a slip of the pen must not become a long wait
+            if type(value) is not int or not 1 <= value <= _MOST:
+                raise CheckpointError(f"params.json: {name} must be a positive whole number, not {short(value)}")
+        if self.n_layers > _MOST_LAYERS:
             raise CheckpointError(f"params.json: n_layers {self.n_layers} is more than any model has")
         optional = ("ffn_dim_multiplier", "rope_scale_factor")
         for name in ("norm_eps", "rope_theta", "rope_low_freq_factor", "rope_high_freq_factor", *optional):
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            # The upper bound also keeps whole numbers that no float can hold away from the arithmetic.
-            if type(value) not in (int, float) or not 0 < value < 1e30:
-                raise CheckpointError(f"params.json: {name} must be a positive number, not {value!r}")
+            if type(value) not in (int, float) or not 0 < value < 1e30:  # which NaN is not, either
+                raise CheckpointError(f"params.json: {name} must be a positive number, not {short(value)}")
         if type(self.use_scaled_rope) is not bool:
-            raise CheckpointError(f"params.json: use_scaled_rope must be true or false, not {self.use_scaled_rope!r}")
+            raise CheckpointError(
+                f"params.json: use_scaled_rope must be true or false, not {short(self.use_scaled_rope)}"
+            )
         if self.rope_low_freq_factor >= self.rope_high_freq_factor:
             raise CheckpointError("params.json: rope_low_freq_factor must be smaller than rope_high_freq_factor")
         if self.dim % self.n_heads:
@@ -68,6 +70,8 @@ class ModelArgs:
             raise CheckpointError(
                 f"params.json: dim / n_heads is {self.head_dim}; the rotary embedding turns pairs, so it must be even"
             )
+        if not 1 <= self.hidden_dim <= _MOST:
+            raise CheckpointError(f"params.json: ffn_dim_multiplier makes the hidden size {self.hidden_dim}")
 
     @property
     def head_dim(self) -> int:
@@ -134,25 +138,18 @@ class ModelArgs:
     def from_json(cls, path: str | Path) -> "ModelArgs":
         """Read params.json. Unknown keys are ignored, with a warning that names them."""
         path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as e:
-            raise CheckpointError(f"{path}: not found; it comes with the weights, in the same folder") from e
-        except (OSError, ValueError, RecursionError) as e:
-            raise CheckpointError(f"{path}: not readable as JSON ({e}); download it again") from e
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        values = read_json(path)
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            warnings.warn(f"{path.name}: ignoring unknown keys {', '.join(unknown)}", stacklevel=2)
+            warnings.warn(f"{path.name}: ignoring unknown keys {short_name(', '.join(unknown))}", stacklevel=2)
         missing = [f for f in ("dim", "n_layers", "n_heads", "vocab_size") if f not in values]
         if missing:
             raise CheckpointError(f"{path}: {', '.join(missing)} missing")
         try:
             return cls(**{key: value for key, value in values.items() if key in known})
         except CheckpointError as e:
-            raise CheckpointError(f"{path.parent}: {e}") from e
+            raise CheckpointError(f"{path}: {str(e).removeprefix('params.json: ')}") from e
 
     def to_json(self) -> str:
         """The text of a params.json. As in Meta's files, an optional key that is not in use is left out."""

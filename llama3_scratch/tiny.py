@@ -13,6 +13,7 @@ import torch
 from .checkpoint import PARAMS_NAME, TOKENIZER_NAME, WEIGHTS_NAME
 from .files import checkpoints_folder, finished_folder
 from .params import ModelArgs
+from .pth import write_pth
 from .tokenizer import CONFIG_NAME, LLAMA3_PATTERN
 
 # Pairs that are merged, in this order, so that texts become tokens of one, two and more bytes.
@@ -95,7 +96,7 @@ def make_tiny(name: str, folder: Path | None = None) -> Path:
     with finished_folder(folder) as partial:
         if partial is not None:
             weights = random_weights(tiny.params, tiny.dtype, tiny.tied, seed=zlib.crc32(name.encode()))
-            torch.save(weights, partial / WEIGHTS_NAME)
+            write_pth(partial / WEIGHTS_NAME, weights)
             (partial / PARAMS_NAME).write_text(tiny.params.to_json())
             vocab_size = tiny.params.vocab_size
             write_byte_tokenizer(

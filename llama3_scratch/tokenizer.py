@@ -2,14 +2,17 @@
 
 import base64
 import binascii
-import json
+import itertools
+import operator
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+import regex
 import tiktoken
 
 from . import huggingface
-from .params import CheckpointError
+from .files import CheckpointError, read_bytes, read_json, reason, short, what_it_is
 
 # The pattern that cuts text into pieces before byte-pair encoding; no token crosses a cut.
 # From Meta's llama3/tokenizer.py (it is GPT-4's, with runs of up to three digits).
@@ -28,6 +31,12 @@ _LLAMA3_NAMED = {
 _LLAMA3_SPECIAL_COUNT = 256
 # What models of this architecture close a text, a turn or a call of a tool with.
 _ENDINGS = {LLAMA3_EOS, "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|endoftext|>"}
+
+# As in Meta's tokenizer.py, longer runs of letters or of spaces are cut, which keeps the time for a text in bounds.
+_LONGEST_RUN = 25_000
+
+_LARGEST_ID = 2**30
+_SAMPLE = "An example, with 1234 things:\n\n  it's the élan of 東京 😀! \t"
 
 # Optional file beside tokenizer.model, for vocabularies that are not Llama 3's.
 CONFIG_NAME = "tokenizer_params.json"
@@ -50,10 +59,7 @@ def load_ranks(path: str | Path) -> dict[bytes, int]:
     Raises CheckpointError, naming file and line, if the file is anything else.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise CheckpointError(f"{path}: cannot be read ({e.strerror}); it comes with the weights") from e
+    data = read_bytes(path)
     ranks: dict[bytes, int] = {}
     repeated = False
     for number, line in enumerate(data.splitlines(), start=1):
@@ -62,17 +68,20 @@ def load_ranks(path: str | Path) -> dict[bytes, int]:
         try:
             text, rank = line.split()
             token = base64.b64decode(text, validate=True)
+            if not token or not rank.isdigit():
+                raise ValueError("an empty token, or a rank that is not a number")
             repeated |= token in ranks
             ranks[token] = int(rank)
         except (ValueError, binascii.Error) as e:
-            raise CheckpointError(
-                f"{path}: line {number} is not 'base64 rank'. Llama 3's tokenizer.model is such a text file; "
-                "Llama 2's is a SentencePiece file, and tokenizer.json is Hugging Face's own format"
-            ) from e
+            what = what_it_is(data) or (
+                "Llama 3's tokenizer.model is such a text file; Llama 2's is a SentencePiece file, and tokenizer.json "
+                "is Hugging Face's own format"
+            )
+            raise CheckpointError(f"{path}: line {number} is not 'base64 rank': {what}") from e
     if not ranks:
         raise CheckpointError(f"{path}: empty; download it again")
     first = min(ranks.values())
-    if repeated or first < 0 or sorted(ranks.values()) != list(range(first, first + len(ranks))):
+    if repeated or sorted(ranks.values()) != list(range(first, first + len(ranks))):
         raise CheckpointError(f"{path}: tokens or ranks repeat or skip; download it again")
     return ranks
 
@@ -97,11 +106,10 @@ class Tokenizer:
         self.special_tokens = config.get("special_tokens")
         if self.special_tokens is None:
             self.special_tokens = llama3_special_tokens(first_id=max(ranks.values()) + 1)
-        clash = set(self.special_tokens.values()) & set(ranks.values())
-        if clash:
-            raise CheckpointError(
-                f"{path.parent / CONFIG_NAME}: ids of special tokens are ranks too: {sorted(clash)[:5]}"
-            )
+        if min(ranks.values()) > len(self.special_tokens):
+            raise CheckpointError(f"{path}: the first rank is {min(ranks.values())}; the lines before are missing")
+        where = path.parent / CONFIG_NAME if config and path.name != huggingface.TOKENIZER_NAME else path
+        _check_vocabulary(where, ranks, self.special_tokens, self.pattern)
         self.bos_id = self._special_id(config.get("bos", LLAMA3_BOS), path)
         self.eos_id = self._special_id(config.get("eos", LLAMA3_EOS), path)
         self.add_bos = config.get("add_bos", True)
@@ -121,13 +129,13 @@ class Tokenizer:
                 special_tokens=self.special_tokens,
             )
         except Exception as e:
-            raise CheckpointError(f"{path}: not usable as a vocabulary ({e})") from e
+            raise CheckpointError(f"{path}: not usable as a vocabulary ({reason(e)})") from e
 
     def _special_id(self, name: str | None, path: Path) -> int | None:
         if name is None:
             return None
         if name not in self.special_tokens:
-            raise CheckpointError(f"{path.parent / CONFIG_NAME}: {name!r} is not among its special_tokens")
+            raise CheckpointError(f"{path.parent / CONFIG_NAME}: {short(name)} is not among its special_tokens")
         return self.special_tokens[name]
 
     def encode(
@@ -139,12 +147,19 @@ class Tokenizer:
         a control token. `allowed_special` ("all", or names) lifts this. Raises ValueError where a token is asked for
         that the vocabulary does not have.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"a text to encode must be a str, not {short(text)}")
         if (bos and self.bos_id is None) or (eos and self.eos_id is None):
             raise ValueError("this vocabulary has no token to open or to close a text with")
         if isinstance(allowed_special, str) and allowed_special != "all":
             allowed_special = {allowed_special}  # one name, not a collection of letters
         allowed = allowed_special if allowed_special == "all" else {*allowed_special, *self._words}
-        ids = self._encoding.encode(text, allowed_special=allowed, disallowed_special=())
+        ids = []
+        for part in _cut_long_runs(text):
+            try:
+                ids += self._encoding.encode(part, allowed_special=allowed, disallowed_special=())
+            except ValueError as e:
+                raise ValueError(f"the pattern of this vocabulary cannot cut this text ({reason(e)})") from e
         ids = [i for i in ids if i < self.vocab_size]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
@@ -152,7 +167,7 @@ class Tokenizer:
         """Whether the vocabulary has a token of this id."""
         try:
             self.token_bytes(id)
-        except ValueError:
+        except (TypeError, ValueError):
             return False
         return True
 
@@ -161,29 +176,50 @@ class Tokenizer:
         return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes of one token. Raises ValueError for an id that is not in the vocabulary."""
-        id = int(id)
+        """The bytes of one token. Raises ValueError for an id without one, TypeError for an id that is no integer."""
+        try:
+            id = operator.index(id)
+        except TypeError as e:
+            raise TypeError(f"a token id must be an integer, not {short(id)}") from e
         if not 0 <= id < self.vocab_size:
-            raise ValueError(f"token id {id} is outside the vocabulary, 0 to {self.vocab_size - 1}")
+            raise ValueError(f"token id {short(id)} is outside the vocabulary, 0 to {self.vocab_size - 1}")
         try:
             return self._encoding.decode_single_token_bytes(id)
         except KeyError as e:
             raise ValueError(f"token id {id} has no token in the vocabulary") from e
 
 
-def _read_config(path: Path) -> dict:
-    if not path.exists():
-        return {}
+def _cut_long_runs(text: str) -> Iterable[str]:
+    """The text, cut where more than _LONGEST_RUN characters follow each other that are all spaces, or all not."""
+    cuts = [0, len(text)]
+    for run in re.finditer(rf"(?<!\S)\S{{{_LONGEST_RUN},}}|(?<!\s)\s{{{_LONGEST_RUN},}}", text):
+        cuts += range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN)
+    return (text[start:end] for start, end in itertools.pairwise(sorted(cuts)))
+
+
+def _check_vocabulary(path: Path, ranks: dict[bytes, int], special_tokens: dict[str, int], pattern: str):
+    """Refuse what tiktoken, which is written in Rust, would end or never end with."""
+    ids = [*ranks.values(), *special_tokens.values()]
+    if len(set(ids)) < len(ids):
+        raise CheckpointError(f"{path}: an id stands for two tokens, among those of special_tokens; download it again")
+    if "" in special_tokens or max(ids) > _LARGEST_ID:
+        raise CheckpointError(f"{path}: a special token without a name, or an id above {_LARGEST_ID}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"{path}: not readable as JSON ({e})") from e
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(config).__name__}")
+        empty = any(not match[0] for match in regex.finditer(pattern, _SAMPLE, timeout=1))
+    except (regex.error, TimeoutError, RecursionError) as e:
+        raise CheckpointError(f"{path}: its pattern {short(pattern)} cannot be used ({reason(e)})") from e
+    if empty:
+        raise CheckpointError(f"{path}: its pattern {short(pattern)} cuts out pieces without a character")
+
+
+def _read_config(path: Path) -> dict:
+    if not path.is_symlink() and not path.exists():
+        return {}
+    config = read_json(path)
     special = config.get("special_tokens", {})
     if not isinstance(special, dict) or not all(type(i) is int and i >= 0 for i in special.values()):
         raise CheckpointError(f"{path}: special_tokens must be an object of names and ids")
     for key, kind in (("pattern", str), ("bos", str), ("eos", str), ("add_bos", bool)):
         if key in config and type(config[key]) is not kind:
-            raise CheckpointError(f"{path}: {key} must be of type {kind.__name__}, not {config[key]!r}")
+            raise CheckpointError(f"{path}: {key} must be of type {kind.__name__}, not {short(config[key])}")
     return config

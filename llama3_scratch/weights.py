@@ -1,6 +1,8 @@
 """Tensors that stay in their file: the system brings in pages as they are used, and takes them back when it must."""
 
+import contextlib
 import mmap
+import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,22 +10,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .params import CheckpointError
+from .files import CheckpointError, open_file, reason, short_name
 
 # Up to this size a file is mapped copy-on-write: tensors can be changed in place, and the file stays as it is.
 # A larger one is mapped read-only, since systems reserve memory for every page that could be copied.
 COPY_ON_WRITE_BYTES = 4 * 2**30
 
 
+# Up to this size all numbers are looked at when a file is opened, which takes a tenth of a second. In a larger one,
+# NaN and infinity are looked for once they show in the result: `functional.check_logits`.
+CHECKED_BYTES = 256 * 2**20
+
+
 def map_file(path: Path) -> mmap.mmap:
     """The bytes of a file. `memoryview(...).readonly` tells which of the two ways it was mapped."""
-    with open(path, "rb") as f:
-        if path.stat().st_size <= COPY_ON_WRITE_BYTES:
-            try:
-                return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
-            except OSError:  # a memory limit that counts the whole file
-                pass
-        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    with open_file(path) as f:
+        size = os.fstat(f.fileno()).st_size
+        try:
+            if size <= COPY_ON_WRITE_BYTES:
+                with contextlib.suppress(OSError):  # a memory limit that counts the whole file
+                    return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
+            return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as e:
+            raise CheckpointError(f"{path}: cannot be mapped into memory ({reason(e)})") from e
 
 
 def numbers_at(file: mmap.mmap, dtype: torch.dtype, offset: int, count: int) -> Tensor:
@@ -36,20 +45,34 @@ def numbers_at(file: mmap.mmap, dtype: torch.dtype, offset: int, count: int) -> 
 def check_weights(
     path: Path, found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], may_lack: Collection[str] = ()
 ):
-    """Raise CheckpointError unless the tensors found are those of `shapes`, in types to compute with."""
-    for key, shape in shapes.items():
-        if key not in found:
-            if key in may_lack:
-                continue
-            raise CheckpointError(f"{path}: {key} is missing; the sizes and the weights may be of different models")
-        t = found[key]
-        if tuple(t.shape) != shape:
-            raise CheckpointError(f"{path}: {key} is {list(t.shape)}, the model's sizes make it {list(shape)}")
-        if not t.is_floating_point() or t.element_size() < 2 or t.layout != torch.strided:
-            raise CheckpointError(f"{path}: {key} is {t.dtype}, {t.layout}; expected bfloat16, float16 or float32")
+    """Raise CheckpointError unless the tensors found are those of `shapes`, and no number is NaN or infinite as far as
+    that is cheap to know.
+    """
     extra = [key for key in found if key not in shapes]
+    for key, shape in shapes.items():
+        if key not in found and key not in may_lack:
+            instead = f"found {_some(extra)}" if extra else "the sizes and the weights may be of different models"
+            raise CheckpointError(f"{path}: {key} is missing; {instead}")
+        if key in found and tuple(found[key].shape) != shape:
+            raise CheckpointError(f"{path}: {key} is {list(found[key].shape)}, the model's sizes make it {list(shape)}")
     if extra:
-        raise CheckpointError(f"{path}: unknown tensors {', '.join(map(str, extra[:3]))}, ... ({len(extra)} in all)")
+        raise CheckpointError(f"{path}: unknown tensors {_some(extra)}; the weights may be of another model")
+    if sum(t.nbytes for t in found.values()) <= CHECKED_BYTES:
+        check_numbers(found, f"{path}: ")
+
+
+def check_numbers(weights: Mapping[str, Tensor], where: str = ""):
+    """Raise CheckpointError, naming the key, if a weight holds NaN or infinity."""
+    for key, weight in weights.items():
+        if not all(end.isfinite() for end in weight.aminmax()):  # NaN is both ends
+            raise CheckpointError(f"{where}{key} holds NaN or infinity; download or save it again")
+
+
+def _some(keys: Sequence[str]) -> str:
+    kind = ", Hugging Face's names: point at a folder with config.json and .safetensors"
+    return (
+        ", ".join(map(short_name, keys[:3])) + f" ({len(keys)} in all)" + (kind if "model.norm.weight" in keys else "")
+    )
 
 
 class LazyWeights(Mapping[str, Tensor]):

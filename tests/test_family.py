@@ -649,7 +649,7 @@ BROKEN_FOLDERS = {
     ),
     "a wrong shape": (lambda f: change_tensors(f, lambda w: w | {Q: w[Q][:-1].clone()}), rf"{Q} is \[63, 64\]"),
     "eight bits": (lambda f: change_tensors(f, lambda w: w | {Q: w[Q].to(torch.float8_e4m3fn)}), rf"{Q} is F8_E4M3"),
-    "whole numbers": (lambda f: change_tensors(f, lambda w: w | {Q: w[Q].to(torch.int8)}), rf"{Q} is torch\.int8"),
+    "whole numbers": (lambda f: change_tensors(f, lambda w: w | {Q: w[Q].to(torch.int8)}), rf"{Q} is I8"),
     "two types": (lambda f: change_tensors(f, lambda w: w | {Q: w[Q].half()}), "float16.*float32|float32.*float16"),
 }
 

@@ -1,0 +1,202 @@
+"""Meta's .pth files, read as data: nothing in one is ever run, whoever made it.
+
+A .pth file is an uncompressed zip. `data.pkl` is a pickle with the names, types, shapes and places of all tensors, and
+`data/0`, `data/1`, ... hold their bytes. A pickle is a program: "push this text, make a tuple, call that function", and
+the function may be any. `torch.load(weights_only=True)` allows some and calls them; here none is called. (It also
+believes what a file says of its sizes and of the order of its bytes, so that a wrong word there can end the process.)
+"""
+
+import math
+import pickletools
+import shutil
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from .files import CheckpointError, open_file, short, short_name, what_it_is
+from .weights import CHECKED_BYTES, map_file, numbers_at
+
+_DTYPES = {  # named after the classes that torch once had for storage
+    "torch BFloat16Storage": torch.bfloat16,
+    "torch HalfStorage": torch.float16,
+    "torch FloatStorage": torch.float32,
+    "torch DoubleStorage": torch.float64,
+}
+_MOST_PICKLE_BYTES = 4 * 2**20  # that of the 405B model has half a megabyte
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that a pickle asks for: noted, not made."""
+
+    function: str
+    arguments: tuple
+
+
+def read_pth(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a .pth file, mapped into memory; also whether they are mapped read-only.
+
+    Raises CheckpointError for anything that is not a dict of names and plain tensors, each with bytes of its own in
+    the file. Files up to CHECKED_BYTES are compared with their checksums.
+    """
+    with open_file(path) as f:
+        try:
+            program, places = _read_zip(f)
+            described = unpickle(program)
+        except CheckpointError as e:
+            raise CheckpointError(f"{path}: {e}") from e
+        except Exception as e:  # zip and pickle fail in many ways, all meaning the same to the reader
+            f.seek(0)
+            what = what_it_is(f.read(64)) or "it is damaged, or the download is incomplete"
+            raise CheckpointError(f"{path}: not a readable file of weights ({what}); download it again") from e
+    if not isinstance(described, dict) or not all(isinstance(call, Call) for call in described.values()):
+        raise CheckpointError(f"{path}: expected a dict of tensors, as in Meta's files, {_found(described)}")
+    file = map_file(path)
+    tensors = {}
+    for key, call in described.items():
+        try:
+            tensors[key] = _tensor(file, places, call)
+        except CheckpointError as e:
+            raise CheckpointError(f"{path}: {short_name(key)} {e}") from e
+        except (TypeError, ValueError, KeyError, RuntimeError, OverflowError) as e:
+            raise CheckpointError(
+                f"{path}: {short_name(key)} has no bytes of its own in the file; download it again"
+            ) from e
+    return tensors, memoryview(file).readonly
+
+
+def write_pth(path: Path, weights: Mapping[str, Tensor]):
+    """Write such a file. Raises OSError if there is no room for it."""
+    try:
+        torch.save(dict(weights), path)
+    except RuntimeError as e:  # all that torch says of a full disk is that a position was not expected
+        free = shutil.disk_usage(path.parent).free >> 20
+        raise OSError(f"{path}: cannot be written ({free} MiB are free); make room and run this again") from e
+
+
+def _read_zip(f: BinaryIO) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The pickle, and where the numbers are: the offset and the size, in bytes, of each `data/...`."""
+    with zipfile.ZipFile(f) as archive:
+        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+        if len(entries) < len(archive.infolist()) or "data.pkl" not in entries:
+            raise CheckpointError("a zip file, but not one that torch.save wrote; are these weights?")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise CheckpointError("compressed entries; save it again with torch.save")
+        if entries["data.pkl"].file_size > _MOST_PICKLE_BYTES:
+            raise CheckpointError("its list of tensors is larger than any model's")
+        if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
+            raise CheckpointError("numbers in the byte order of another kind of machine; save it again on this one")
+        small = sum(entry.file_size for entry in entries.values()) <= CHECKED_BYTES
+        if small and (damaged := archive.testzip()):
+            raise CheckpointError(f"{short_name(damaged)} does not agree with its checksum; download it again")
+        places = {}
+        for name, entry in entries.items():
+            # The directory of the archive says where an entry begins: with 30 bytes, a name and a comment.
+            f.seek(entry.header_offset + 26)
+            lengths = struct.unpack("<HH", f.read(4))
+            places[name] = (entry.header_offset + 30 + sum(lengths), entry.file_size)
+        return archive.read(entries["data.pkl"]), places
+
+
+def unpickle(program: bytes) -> object:
+    """What a pickle describes, as dicts, lists, texts and numbers, with a `Call` in place of each tensor.
+
+    This is the machine that pickles are programs for, with a stack and a memory, and with those of its instructions
+    that torch.save uses for tensors. Raises CheckpointError for a call of anything that does not make a tensor.
+    """
+    stack, marks, memory = [], [], {}
+
+    def since_mark() -> list:
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    for instruction, argument, _ in pickletools.genops(program):
+        match instruction.name:
+            case "MARK":
+                marks.append(len(stack))
+            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "GLOBAL":
+                stack.append(argument)
+            case "NONE" | "NEWFALSE" | "NEWTRUE":
+                stack.append({"NONE": None, "NEWFALSE": False, "NEWTRUE": True}[instruction.name])
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append({"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[instruction.name])
+            case "TUPLE":
+                stack.append(tuple(since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(instruction.name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "APPEND":
+                item = stack.pop()
+                stack[-1].append(item)
+            case "APPENDS":
+                items = since_mark()
+                stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = [stack.pop(-2), stack.pop()] if instruction.name == "SETITEM" else since_mark()
+                if not all(isinstance(key, str | int) for key in items[::2]):
+                    raise CheckpointError("names of tensors that are not texts; save a dict of names and tensors")
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            case "BINPUT" | "LONG_BINPUT":
+                memory[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memory[argument])
+            case "REDUCE" | "NEWOBJ":
+                arguments = stack.pop()
+                stack.append(_call(stack.pop(), arguments))
+            case "BUILD":  # attributes of the object below; torch keeps versions in those of an OrderedDict
+                stack.pop()
+                if not isinstance(stack[-1], dict):
+                    raise CheckpointError("objects with a state of their own; save the model's state_dict() alone")
+            case "PROTO" | "BINPERSID":  # a storage is described by a tuple, which stays as it is
+                pass
+            case "STOP":
+                return stack.pop()
+            case other:
+                raise CheckpointError(f"pickled with {other}, which torch.save does not use for tensors; not read")
+
+
+def _call(function: str, arguments: tuple) -> object:
+    if function == "collections OrderedDict" and arguments == ():
+        return {}
+    if function in ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state"):
+        return arguments[0]  # the tensor in a parameter
+    if function.startswith("torch._utils _rebuild_") or function in ("torch.serialization _get_layout", "torch Size"):
+        return Call(function, arguments)
+    name = short_name(function.replace(" ", "."))
+    raise CheckpointError(
+        f"not tensors alone: to open it, {name} would have to be called, and nothing in a file of weights is run here. "
+        "From a model of your own, save its state_dict(); do not open a file of others that asks for this"
+    )
+
+
+def _tensor(file: mmap, places: Mapping[str, tuple[int, int]], call: Call) -> Tensor:
+    """A window on the bytes that a call of torch._utils._rebuild_tensor_v2 describes."""
+    if call.function not in ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3"):
+        raise CheckpointError(f"is not a plain tensor ({short_name(call.function.split()[1])})")
+    (_, kind, number, _, count), start, shape, stride, *others = call.arguments
+    name = others[2] if call.function.endswith("v3") else kind  # v3, of newer types, says the type apart
+    if name not in _DTYPES:
+        raise CheckpointError(f"is of type {short_name(name).split()[-1]}; expected bfloat16, float16 or float32")
+    dtype = _DTYPES[name]
+    offset, size = places[f"data/{number}"]
+    if count * dtype.itemsize != size or math.prod(shape) > count:
+        raise CheckpointError(f"says it has {short(list(shape))} numbers, but there are {size} bytes of it in the file")
+    return numbers_at(file, dtype, offset, count).as_strided(shape, stride, start)
+
+
+def _found(described: object) -> str:
+    if not isinstance(described, dict):
+        return f"found a {type(described).__name__.lower()}; save the model's state_dict()"
+    inner = next((key for key, value in described.items() if isinstance(value, dict)), None)
+    keys = short(", ".join(map(str, described)))
+    hint = "those alone" if inner is None else f"what is under {short_name(inner)} alone"
+    return f"found {keys}; from a training checkpoint, save {hint}"
