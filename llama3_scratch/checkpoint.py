@@ -3,7 +3,7 @@
 import itertools
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def load_checkpoint(
     elif huggingface.CONFIG_NAME in names:
         params = huggingface.read_params(folder)
         weights, read_only = huggingface.read_weights(folder, params)
-        tokenizer = _huggingface_tokenizer(folder)
+        tokenizer = _huggingface_tokenizer(folder, names)
     else:
         raise CheckpointError(f"{folder / PARAMS_NAME}: not found. {_where_to_look(folder)}")
     if tokenizer and tokenizer.vocab_size > params.vocab_size:
@@ -80,6 +80,9 @@ def load_checkpoint(
             f"{tokenizer.path}: {tokenizer.vocab_size} tokens, but the model has vocab_size "
             f"{params.vocab_size}; this tokenizer belongs to another model"
         )
+    if tokenizer and tokenizer.vocab_size < params.vocab_size and tokenizer.path.name == TOKENIZER_NAME:
+        rows = f"{tokenizer.vocab_size} tokens, and the model has {params.vocab_size} rows"
+        warnings.warn(f"{TOKENIZER_NAME}: {rows}; if the file was cut off, download it again", stacklevel=2)
     stored = _dtypes(weights)
     if dtype is None and len(stored) > 1:
         (a, key_a), (b, key_b) = list(stored.items())[:2]
@@ -207,9 +210,9 @@ def _read_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], shards: int) 
     return weights, read_only
 
 
-def _huggingface_tokenizer(folder: Path) -> Tokenizer | None:
+def _huggingface_tokenizer(folder: Path, names: Collection[str]) -> Tokenizer | None:
     for name in (huggingface.TOKENIZER_NAME, TOKENIZER_NAME, f"original/{TOKENIZER_NAME}"):
-        if (folder / name).is_file():
+        if name in names or os.path.isfile(folder / name):
             return Tokenizer(folder / name)
     warnings.warn(f"{folder.name}: no {huggingface.TOKENIZER_NAME}, so no tokenizer: ids only", stacklevel=3)
     return None

@@ -56,11 +56,10 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as e:
-        raise CheckpointError(
-            f"{path}: not readable as JSON ({what_it_is(data) or reason(e)}); download it again"
-        ) from e
+        what = what_it_is(data) or ("not UTF-8" if isinstance(e, UnicodeDecodeError) else reason(e))
+        raise CheckpointError(f"{path}: not readable as JSON ({what}); download it again") from e
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}; download it again")
+        raise CheckpointError(f"{path}: expected a JSON object, found {short(content)}; download it again")
     return content
 
 

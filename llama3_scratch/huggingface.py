@@ -131,6 +131,8 @@ def read_weights(folder: Path, params: ModelArgs) -> tuple[LazyWeights, bool]:
     stored = {key: tensor for file in files for key, tensor in file.items()}
     shapes = {huggingface_name(key): shape for key, shape in params.weight_shapes().items()}
     tied = read_json(folder / CONFIG_NAME).get("tie_word_embeddings", False)
+    if type(tied) is not bool:
+        raise CheckpointError(f"{folder / CONFIG_NAME}: tie_word_embeddings must be true or false, not {short(tied)}")
     if tied:
         stored.pop("lm_head.weight", None)
     stored = {key: t for key, t in stored.items() if not key.endswith("rotary_emb.inv_freq")}  # computed, not learned
@@ -179,9 +181,7 @@ def _weight_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder / _INDEX_NAME}: weight_map must be an object of keys and file names")
     strange = [name for name in parts.values() if name not in names]
     if strange:
-        raise CheckpointError(
-            f"{folder / short_name(strange[0])}: not found, though {_INDEX_NAME} lists it; download it"
-        )
+        raise CheckpointError(f"{folder / _INDEX_NAME}: {short_name(strange[0])} not found beside it; download it")
     return [folder / name for name in sorted(set(parts.values()))]
 
 
@@ -197,7 +197,7 @@ def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
         with safe_open(path, framework="numpy") as f:
             slices = {key: f.get_slice(key) for key in f.offset_keys()}
             described = {key: (s.get_dtype(), torch.Size(s.get_shape())) for key, s in slices.items()}
-    except (SafetensorError, OSError, RuntimeError, OverflowError) as e:
+    except (SafetensorError, MemoryError, OSError, OverflowError, RuntimeError) as e:
         raise CheckpointError(f"{path}: not a readable safetensors file ({reason(e)}); download it again") from e
     file, tensors = map_file(path), {}
     offset = 8 + length
@@ -222,9 +222,7 @@ def read_tokenizer(path: Path) -> tuple[dict[bytes, int], dict]:
     except CheckpointError:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:  # of another kind than it should be
-        raise CheckpointError(
-            f"{path}: not as the tokenizers library writes it ({reason(e)}); download it again"
-        ) from e
+        raise CheckpointError(f"{path}: not as the tokenizers library writes it; download it again") from e
 
 
 def _read_tokenizer(path: Path, content: dict) -> tuple[dict[bytes, int], dict]:
@@ -274,8 +272,9 @@ def _pattern(path: Path, pre_tokenizer: dict | None) -> str:
     kinds = [step.get("type") for step in steps]
     if kinds[-1] == "ByteLevel" and not last.get("add_prefix_space", False):
         if kinds[:-1] == ["Split"] and not last.get("use_regex", True):
-            if before[0]["behavior"] == "Isolated" and not before[0]["invert"] and "Regex" in before[0]["pattern"]:
-                return before[0]["pattern"]["Regex"]
+            pattern = before[0]["pattern"].get("Regex")
+            if before[0]["behavior"] == "Isolated" and not before[0]["invert"] and isinstance(pattern, str):
+                return pattern
         elif kinds[:-1] == [] and last.get("use_regex", True):  # GPT-2's
             return r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
         elif kinds[:-1] == ["Digits"] and last.get("use_regex", True):  # the same, after numbers were cut out
@@ -294,7 +293,8 @@ def _special_token(folder: Path, which: str, names: dict[int, str]) -> str | Non
         token = token.get("content") if isinstance(token, dict) else token
     if token not in names.values() and (folder / CONFIG_NAME).is_file():
         id = read_json(folder / CONFIG_NAME).get(f"{which}_token_id")
-        token = names.get(id[0] if isinstance(id, list) and id else id)
+        id = id[0] if isinstance(id, list) and id else id
+        token = names.get(id) if type(id) is int else None
     return token if token in names.values() else None
 
 
@@ -305,7 +305,7 @@ def _stop_ids(folder: Path) -> list[int]:
         if (folder / name).is_file():
             told = read_json(folder / name).get("eos_token_id")
             ids += told if isinstance(told, list) else [told]
-    return ids
+    return [id for id in ids if type(id) is int]
 
 
 def _opening(post_processor: dict | None) -> str | None:

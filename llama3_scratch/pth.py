@@ -7,6 +7,7 @@ believes what a file says of its sizes and of the order of its bytes, so that a 
 """
 
 import math
+import os
 import pickletools
 import shutil
 import struct
@@ -29,7 +30,8 @@ _DTYPES = {  # named after the classes that torch once had for storage
     "torch FloatStorage": torch.float32,
     "torch DoubleStorage": torch.float64,
 }
-_MOST_PICKLE_BYTES = 4 * 2**20  # that of the 405B model has half a megabyte
+_MOST_PICKLE_BYTES = 2**20  # that of the 405B model has a quarter of it
+_MOST_NUMBER = 2**60  # far more bytes than any file has
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], bool]:
             tensors[key] = _tensor(file, places, call)
         except CheckpointError as e:
             raise CheckpointError(f"{path}: {short_name(key)} {e}") from e
-        except (TypeError, ValueError, KeyError, RuntimeError, OverflowError) as e:
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
             raise CheckpointError(
                 f"{path}: {short_name(key)} has no bytes of its own in the file; download it again"
             ) from e
@@ -83,18 +85,19 @@ def write_pth(path: Path, weights: Mapping[str, Tensor]):
 
 def _read_zip(f: BinaryIO) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """The pickle, and where the numbers are: the offset and the size, in bytes, of each `data/...`."""
+    if f.read(4) != b"PK\3\4":
+        raise ValueError("not a zip file")
     with zipfile.ZipFile(f) as archive:
         entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
         if len(entries) < len(archive.infolist()) or "data.pkl" not in entries:
             raise CheckpointError("a zip file, but not one that torch.save wrote; are these weights?")
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+        if any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries.values()):
             raise CheckpointError("compressed entries; save it again with torch.save")
-        if entries["data.pkl"].file_size > _MOST_PICKLE_BYTES:
+        if any(e.file_size > _MOST_PICKLE_BYTES for name, e in entries.items() if not name.startswith("data/")):
             raise CheckpointError("its list of tensors is larger than any model's")
         if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
             raise CheckpointError("numbers in the byte order of another kind of machine; save it again on this one")
-        small = sum(entry.file_size for entry in entries.values()) <= CHECKED_BYTES
-        if small and (damaged := archive.testzip()):
+        if os.fstat(f.fileno()).st_size <= CHECKED_BYTES and (damaged := archive.testzip()):
             raise CheckpointError(f"{short_name(damaged)} does not agree with its checksum; download it again")
         places = {}
         for name, entry in entries.items():
@@ -142,7 +145,7 @@ def unpickle(program: bytes) -> object:
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = [stack.pop(-2), stack.pop()] if instruction.name == "SETITEM" else since_mark()
-                if not all(isinstance(key, str | int) for key in items[::2]):
+                if not all(type(key) is str or type(key) is int and abs(key) < 2**31 for key in items[::2]):
                     raise CheckpointError("names of tensors that are not texts; save a dict of names and tensors")
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":
@@ -182,12 +185,17 @@ def _tensor(file: mmap, places: Mapping[str, tuple[int, int]], call: Call) -> Te
     """A window on the bytes that a call of torch._utils._rebuild_tensor_v2 describes."""
     if call.function not in ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3"):
         raise CheckpointError(f"is not a plain tensor ({short_name(call.function.split()[1])})")
-    (_, kind, number, _, count), start, shape, stride, *others = call.arguments
-    name = others[2] if call.function.endswith("v3") else kind  # v3, of newer types, says the type apart
-    if name not in _DTYPES:
-        raise CheckpointError(f"is of type {short_name(name).split()[-1]}; expected bfloat16, float16 or float32")
-    dtype = _DTYPES[name]
-    offset, size = places[f"data/{number}"]
+    (_, kind, number, _, count), start, shape, stride, _, _, *others = call.arguments
+    if call.function.endswith("v3"):  # of newer types: the type stands apart
+        kind, *others = others
+    if type(kind) is not str or type(number) is not str or any(others):  # others: a view with its sign turned, say
+        raise ValueError("not a tensor that lies in the file as it is")
+    if kind not in _DTYPES:
+        raise CheckpointError(f"is of type {short_name(kind.split()[-1])}; expected bfloat16, float16 or float32")
+    if not all(type(n) is int and 0 <= n < _MOST_NUMBER for n in (count, start, *shape, *stride)):
+        raise ValueError("a size that cannot be")
+    dtype = _DTYPES[kind]
+    offset, size = places.get(f"data/{number}", (0, 0))
     if count * dtype.itemsize != size or math.prod(shape) > count:
         raise CheckpointError(f"says it has {short(list(shape))} numbers, but there are {size} bytes of it in the file")
     return numbers_at(file, dtype, offset, count).as_strided(shape, stride, start)
@@ -195,7 +203,8 @@ def _tensor(file: mmap, places: Mapping[str, tuple[int, int]], call: Call) -> Te
 
 def _found(described: object) -> str:
     if not isinstance(described, dict):
-        return f"found a {type(described).__name__.lower()}; save the model's state_dict()"
+        what = "a single tensor" if isinstance(described, Call) else f"a {type(described).__name__}"
+        return f"found {'None' if described is None else what}; save the model's state_dict()"
     inner = next((key for key, value in described.items() if isinstance(value, dict)), None)
     keys = short(", ".join(map(str, described)))
     hint = "those alone" if inner is None else f"what is under {short_name(inner)} alone"

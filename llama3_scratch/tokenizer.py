@@ -3,6 +3,7 @@
 import base64
 import binascii
 import itertools
+import math
 import operator
 import re
 from collections.abc import Collection, Iterable
@@ -35,11 +36,12 @@ _ENDINGS = {LLAMA3_EOS, "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|endoftext|>
 # As in Meta's tokenizer.py, longer runs of letters or of spaces are cut, which keeps the time for a text in bounds.
 _LONGEST_RUN = 25_000
 
-_LARGEST_ID = 2**30
+_LARGEST_ID, _LONGEST_PATTERN, _MOST_REPEATS = 2**30, 2000, 10_000
 _SAMPLE = "An example, with 1234 things:\n\n  it's the élan of 東京 😀! \t"
 
 # Optional file beside tokenizer.model, for vocabularies that are not Llama 3's.
 CONFIG_NAME = "tokenizer_params.json"
+_CONFIG_KEYS = ("pattern", "special_tokens", "bos", "eos", "add_bos")
 
 
 def llama3_special_tokens(first_id: int) -> dict[str, int]:
@@ -106,8 +108,9 @@ class Tokenizer:
         self.special_tokens = config.get("special_tokens")
         if self.special_tokens is None:
             self.special_tokens = llama3_special_tokens(first_id=max(ranks.values()) + 1)
-        if min(ranks.values()) > len(self.special_tokens):
-            raise CheckpointError(f"{path}: the first rank is {min(ranks.values())}; the lines before are missing")
+        first = min(ranks.values(), default=0)
+        if first > sum(id < first for id in self.special_tokens.values()):
+            raise CheckpointError(f"{path}: the first rank is {first}; the lines before it are missing")
         where = path.parent / CONFIG_NAME if config and path.name != huggingface.TOKENIZER_NAME else path
         _check_vocabulary(where, ranks, self.special_tokens, self.pattern)
         self.bos_id = self._special_id(config.get("bos", LLAMA3_BOS), path)
@@ -200,16 +203,26 @@ def _cut_long_runs(text: str) -> Iterable[str]:
 def _check_vocabulary(path: Path, ranks: dict[bytes, int], special_tokens: dict[str, int], pattern: str):
     """Refuse what tiktoken, which is written in Rust, would end or never end with."""
     ids = [*ranks.values(), *special_tokens.values()]
+    if not ranks or not all(isinstance(name, str) and name and _is_text(name) for name in special_tokens):
+        raise CheckpointError(f"{path}: no tokens, or a special token without a name; download it again")
     if len(set(ids)) < len(ids):
         raise CheckpointError(f"{path}: an id stands for two tokens, among those of special_tokens; download it again")
-    if "" in special_tokens or max(ids) > _LARGEST_ID:
-        raise CheckpointError(f"{path}: a special token without a name, or an id above {_LARGEST_ID}")
+    if max(ids) > _LARGEST_ID:
+        raise CheckpointError(f"{path}: an id above {_LARGEST_ID}; download it again")
+    # A pattern can take any time and memory just to be read: long ones, and repeats of repeats.
+    repeats = math.prod(int(n) or 1 for n in re.findall(r"[0-9]{1,9}", pattern)) if _is_text(pattern) else math.inf
     try:
-        empty = any(not match[0] for match in regex.finditer(pattern, _SAMPLE, timeout=1))
+        usable = len(pattern) <= _LONGEST_PATTERN and repeats <= _MOST_REPEATS
+        usable = usable and all(match[0] for match in regex.finditer(pattern, _SAMPLE, timeout=1))  # no empty pieces
     except (regex.error, TimeoutError, RecursionError) as e:
-        raise CheckpointError(f"{path}: its pattern {short(pattern)} cannot be used ({reason(e)})") from e
-    if empty:
-        raise CheckpointError(f"{path}: its pattern {short(pattern)} cuts out pieces without a character")
+        raise CheckpointError(f"{path}: the pattern {short(pattern)} cannot be used ({reason(e)})") from e
+    if not usable:
+        raise CheckpointError(f"{path}: the pattern {short(pattern)} cannot be used to cut text into pieces")
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: JSON may hold halves of characters."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _read_config(path: Path) -> dict:
@@ -222,4 +235,4 @@ def _read_config(path: Path) -> dict:
     for key, kind in (("pattern", str), ("bos", str), ("eos", str), ("add_bos", bool)):
         if key in config and type(config[key]) is not kind:
             raise CheckpointError(f"{path}: {key} must be of type {kind.__name__}, not {short(config[key])}")
-    return config
+    return {key: value for key, value in config.items() if key in _CONFIG_KEYS}

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import CheckpointError, open_file, reason, short_name
+from .files import CheckpointError, open_file, reason, short, short_name
 
 # Up to this size a file is mapped copy-on-write: tensors can be changed in place, and the file stays as it is.
 # A larger one is mapped read-only, since systems reserve memory for every page that could be copied.
@@ -31,7 +31,7 @@ def map_file(path: Path) -> mmap.mmap:
                 with contextlib.suppress(OSError):  # a memory limit that counts the whole file
                     return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
             return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError) as e:  # empty, or memory is short
             raise CheckpointError(f"{path}: cannot be mapped into memory ({reason(e)})") from e
 
 
@@ -54,7 +54,8 @@ def check_weights(
             instead = f"found {_some(extra)}" if extra else "the sizes and the weights may be of different models"
             raise CheckpointError(f"{path}: {key} is missing; {instead}")
         if key in found and tuple(found[key].shape) != shape:
-            raise CheckpointError(f"{path}: {key} is {list(found[key].shape)}, the model's sizes make it {list(shape)}")
+            found_shape = short(list(found[key].shape))
+            raise CheckpointError(f"{path}: {key} is {found_shape}, the model's sizes make it {list(shape)}")
     if extra:
         raise CheckpointError(f"{path}: unknown tensors {_some(extra)}; the weights may be of another model")
     if sum(t.nbytes for t in found.values()) <= CHECKED_BYTES:
