@@ -5,9 +5,10 @@ import itertools
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
-from .files import CheckpointError
+from .files import CheckpointError, reason
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as e:  # CheckpointError is a ValueError
-        print(e, file=sys.stderr)
+        print(f"{e.filename}: {reason(e)}" if getattr(e, "filename", None) else e, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = "" if options.command == "generate" else "; to go on, run the same command again"
@@ -106,4 +107,5 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # the sentence, without a line of our source
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from .files import short
+from .files import expect, short
 from .tokenizer import LLAMA3_BOS, Tokenizer
 
 ROLES = ("system", "user", "assistant", "ipython")  # the last one carries what tools returned, in Llama 3.1
@@ -17,6 +17,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> 
     tokens the vocabulary has: Llama 3's, or SmolLM2's. Text is text: a message that spells out "<|eot_id|>" does not
     end its turn. Raises ValueError for no messages, another role, or a vocabulary that has neither format.
     """
+    expect(tokenizer, Tokenizer, "tokenizer must be the checkpoint's tokenizer")
     messages = list(messages) if isinstance(messages, Iterable) else [messages]
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):

@@ -87,7 +87,7 @@ def load_checkpoint(
     if dtype is None and len(stored) > 1:
         (a, key_a), (b, key_b) = list(stored.items())[:2]
         raise CheckpointError(f"{folder}: {key_b} is {b}, and {key_a} is {a}; say dtype=... for one")
-    if torch.device(device).type != "cpu" or (dtype is not None and set(stored) != {dtype}):
+    if torch.device(device or "cpu").type != "cpu" or (dtype is not None and set(stored) != {dtype}):
         weights, read_only = _copies(weights, dtype, device), False
     return Checkpoint(params, weights, tokenizer, folder, read_only)
 
@@ -99,7 +99,7 @@ def check_dtype_and_device(dtype: torch.dtype | None, device: torch.device | str
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as e:
-        raise ValueError(f"device {short(device)} cannot be used here ({reason(e)})") from e
+        raise ValueError(f"device {short(device)} cannot be used on this machine; take 'cpu'") from e
 
 
 def find(path_or_name: str | Path | None = None) -> Path:

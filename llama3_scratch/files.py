@@ -10,6 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import BinaryIO
 
@@ -98,6 +99,17 @@ def short(value: object) -> str:
 def short_name(text: object) -> str:
     """A name from a file, for a message: as it is, if a terminal can print it and it is not too long."""
     return text if isinstance(text, str) and text.isprintable() and len(text) <= 100 else short(text)
+
+
+def expect(value: object, kind: type | tuple[type, ...], what: str):
+    """Raise TypeError unless a value that somebody passed is of this kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{what}, not {short(value)}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is an integer, numpy's among them; True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def checkpoints_folder() -> Path:

@@ -223,6 +223,8 @@ def check_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
         raise ValueError(f"tokens must be a list of ids, not a single {tokens.item()}")
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise TypeError(f"token ids must be integers, not {tokens.dtype}")
+    if tokens.layout != torch.strided or tokens.is_meta:
+        raise TypeError("token ids must be a plain tensor, with its numbers")
     tokens = tokens.long()
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         raise ValueError(f"token ids must be 0 to {vocab_size - 1}, found {tokens.min()} to {tokens.max()}")

@@ -1,14 +1,15 @@
 """Writing: the model is asked for one token after another, and each is added to the text."""
 
 import codecs
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from numbers import Integral, Real
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from . import functional
-from .files import short
+from .files import expect, is_whole, short
 from .model import KVCache, Llama, pad
 from .tokenizer import Tokenizer
 
@@ -39,16 +40,17 @@ def generate(
     text that would grow longer than `model.params.max_seq_len`; TypeError for ids that are not integers, or something
     else than a `Llama`. While writing, CheckpointError for a weight that is NaN or infinite.
     """
-    if not callable(model):
-        raise TypeError(f"generate needs a Llama, as Llama.from_checkpoint makes one, not a {type(model).__name__}")
+    expect(model, Callable, "generate takes a Llama, as Llama.from_checkpoint makes one")
     single, prompts = _prompts(tokens, model.params.vocab_size)
     check_sampling(temperature, top_p, top_k)
-    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
+    if not is_whole(max_new_tokens) or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be a whole number from 0 on, not {short(max_new_tokens)}")
-    if seed is not None and (not isinstance(seed, Integral) or not 0 <= seed < 2**63):
+    if seed is not None and (not is_whole(seed) or not 0 <= seed < 2**63):
         raise ValueError(f"seed must be a whole number from 0 on, or None, not {short(seed)}")
-    if isinstance(stop_tokens, str) or not isinstance(stop_tokens, Iterable):
-        raise TypeError(f"stop_tokens must be a collection of ids, not {short(stop_tokens)}")
+    expect(stop_tokens, Iterable, "stop_tokens must be a collection of ids")
+    stop_tokens = [id.item() if isinstance(id, Tensor) else id for id in stop_tokens]
+    if not all(map(is_whole, stop_tokens)):
+        raise TypeError(f"stop_tokens must be whole numbers, not {short(stop_tokens)}")
     longest, room = max(map(len, prompts)), model.params.max_seq_len
     if longest + max_new_tokens > room:
         raise ValueError(
@@ -57,8 +59,7 @@ def generate(
         )
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(int(seed))
-    stop_tokens = frozenset(int(id) for id in stop_tokens)
-    steps = _steps(model, prompts, max_new_tokens, (temperature, top_p, top_k, generator), stop_tokens)
+    steps = _steps(model, prompts, max_new_tokens, (temperature, top_p, top_k, generator), frozenset(stop_tokens))
     return (ids[0] for ids in steps) if single else steps
 
 
@@ -120,8 +121,9 @@ def sample(
     probability top_p (nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751).
     """
     check_sampling(temperature, top_p, top_k)
-    if logits.isnan().any():
-        raise ValueError("the logits are not numbers (NaN); are the weights whole?")
+    expect(logits, Tensor, "logits must be a tensor")
+    if not logits.is_floating_point() or not logits.numel() or logits.isnan().any():
+        raise ValueError("the logits are not numbers (NaN), or there are none; are the weights whole?")
     if temperature == 0:
         return logits.argmax(-1).cpu()
     probs = distribution(logits.float().cpu(), temperature, top_p, top_k)  # on the CPU: a seed means the same anywhere
@@ -150,13 +152,13 @@ def distribution(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, t
 def check_sampling(temperature: float, top_p: float, top_k: int | None):
     """Raise ValueError for a setting that is out of range or not a number."""
     for name, value in (("temperature", temperature), ("top_p", top_p)):
-        if isinstance(value, bool) or not isinstance(value, Real) or not -1e300 < value < 1e300:  # nor is NaN
+        if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max:  # nor is NaN
             raise ValueError(f"{name} must be a number, not {short(value)}")
     if temperature < 0:
         raise ValueError(f"temperature must be 0 or more, not {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1):
+    if top_k is not None and (not is_whole(top_k) or top_k < 1):
         raise ValueError(f"top_k must be a whole number from 1 on, or None, not {short(top_k)}")
 
 
@@ -165,6 +167,7 @@ def generate_text(model: Llama, tokenizer: Tokenizer, prompt: str | Sequence[int
 
     A character of several tokens is held back until it is complete. `options` are those of `generate`.
     """
+    expect(tokenizer, Tokenizer, "tokenizer must be the checkpoint's tokenizer")
     tokens = tokenizer.encode(prompt, bos=tokenizer.add_bos) if isinstance(prompt, str) else prompt
     if not _prompts(tokens, model.params.vocab_size)[0]:
         raise ValueError("generate_text continues one text; call it for each, or take generate for several")

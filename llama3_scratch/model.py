@@ -3,8 +3,8 @@
 Every parameter has the name that it has in Meta's files, so `load_state_dict` is all it takes to load one.
 """
 
+import math
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from . import functional
 from .checkpoint import Checkpoint, check_dtype_and_device, is_tied, load_checkpoint
-from .files import short
+from .files import expect, is_whole, short
 from .params import ModelArgs
 
 
@@ -22,6 +22,7 @@ class Llama(nn.Module):
 
     def __init__(self, params: ModelArgs):
         super().__init__()
+        expect(params, ModelArgs, "params must be ModelArgs; Llama.from_checkpoint takes a checkpoint")
         self.params = params
         self.tok_embeddings = nn.Embedding(params.vocab_size, params.dim)
         self.layers = nn.ModuleList(TransformerBlock(params) for _ in range(params.n_layers))
@@ -47,8 +48,9 @@ class Llama(nn.Module):
         integers. Weights that are not numbers give logits that are not.
         """
         tokens = functional.check_tokens(tokens, self.params.vocab_size).to(self.device)
-        if attention_mask is not None and getattr(attention_mask, "shape", None) != tokens.shape:
-            raise ValueError(f"attention_mask must be a tensor in the shape of the tokens, {list(tokens.shape)}")
+        if attention_mask is not None:
+            _check_attention_mask(attention_mask, tokens)
+        expect(cache, KVCache | None, "cache must be a KVCache")
         *batch, seq = tokens.shape
         functional.check_length(seq + (0 if cache is None else cache.length), self.params)
         h = self.tok_embeddings(tokens.reshape(-1, seq))  # [batch, seq, dim]
@@ -183,13 +185,18 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
+        expect(params, ModelArgs, "params must be ModelArgs, those of the model")
         for name, size in (("batch_size", batch_size), ("max_seq_len", max_seq_len)):
-            if not isinstance(size, Integral) or size < 1:
+            if not is_whole(size) or size < 1:
                 raise ValueError(f"{name} must be a whole number from 1 on, not {short(size)}")
         check_dtype_and_device(dtype, device)
         shape = (params.n_layers, batch_size, params.n_kv_heads, max_seq_len, params.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        try:
+            self.keys = torch.zeros(shape, dtype=dtype, device=device)
+            self.values = torch.zeros(shape, dtype=dtype, device=device)
+        except RuntimeError as e:  # out of memory
+            gigabytes = 2 * math.prod(shape) * torch.empty(0, dtype=dtype).element_size() / 1e9
+            raise ValueError(f"there is no room for a cache of {short(gigabytes)} GB; make max_seq_len smaller") from e
         self.nbytes = self.keys.nbytes + self.values.nbytes
         self.length = 0
         self._attention_mask: Tensor | None = None  # [batch, max_seq_len], once there is padding
@@ -230,6 +237,7 @@ def pad(texts: Sequence[Sequence[int]], side: str = "left") -> tuple[Tensor, Ten
     """
     if side not in ("left", "right"):
         raise ValueError(f'side must be "left" or "right", not {short(side)}')
+    expect(texts, Sequence, "texts must be a list of lists of ids")
     if not texts:
         raise ValueError("no tokens to pad")
     texts = [functional.check_tokens(ids, vocab_size=2**31) for ids in texts]
@@ -240,6 +248,13 @@ def pad(texts: Sequence[Sequence[int]], side: str = "left") -> tuple[Tensor, Ten
         tokens[row, used] = ids
         mask[row, used] = 1
     return tokens, mask
+
+
+def _check_attention_mask(attention_mask: Tensor, tokens: Tensor):
+    if getattr(attention_mask, "shape", None) != tokens.shape:
+        raise ValueError(f"attention_mask must be a tensor in the shape of the tokens, {list(tokens.shape)}")
+    if not ((attention_mask == 0) | (attention_mask == 1)).all():
+        raise ValueError("attention_mask must be 1 for tokens and 0 for padding; something else is in it")
 
 
 def _positions_and_mask(start_pos: int, h: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

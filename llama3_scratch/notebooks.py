@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
-from .files import CheckpointError, read_bytes, reason, write_whole
+from .files import CheckpointError, read_bytes, write_whole
 
 # For outputs that are the same everywhere and can be compared: float32 results that do not depend on the kind of x86
 # CPU, and no progress bars, which show when a machine is slow. Read in the kernels, when torch and tqdm are imported.
@@ -76,7 +76,7 @@ def _read(path: Path) -> nbformat.NotebookNode:
     except CheckpointError:
         raise
     except Exception as e:  # many kinds, as many as there are ways not to be a notebook
-        raise ValueError(f"{path}: not a notebook ({reason(e)})") from e
+        raise ValueError(f"{path}: not a notebook") from e
     return notebook
 
 

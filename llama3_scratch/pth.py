@@ -145,7 +145,7 @@ def unpickle(program: bytes) -> object:
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = [stack.pop(-2), stack.pop()] if instruction.name == "SETITEM" else since_mark()
-                if not all(type(key) is str or type(key) is int and abs(key) < 2**31 for key in items[::2]):
+                if not all(type(key) is str or (type(key) is int and abs(key) < 2**31) for key in items[::2]):
                     raise CheckpointError("names of tensors that are not texts; save a dict of names and tensors")
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":

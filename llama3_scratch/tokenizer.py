@@ -5,6 +5,7 @@ import binascii
 import itertools
 import math
 import operator
+import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ import regex
 import tiktoken
 
 from . import huggingface
-from .files import CheckpointError, read_bytes, read_json, reason, short, what_it_is
+from .files import CheckpointError, expect, read_bytes, read_json, reason, short, what_it_is
 
 # The pattern that cuts text into pieces before byte-pair encoding; no token crosses a cut.
 # From Meta's llama3/tokenizer.py (it is GPT-4's, with runs of up to three digits).
@@ -99,6 +100,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path):
+        expect(path, str | os.PathLike, "the path of a tokenizer must be a text or a Path")
         self.path = path = Path(path)
         if path.name == huggingface.TOKENIZER_NAME:
             ranks, config = huggingface.read_tokenizer(path)
@@ -150,12 +152,14 @@ class Tokenizer:
         a control token. `allowed_special` ("all", or names) lifts this. Raises ValueError where a token is asked for
         that the vocabulary does not have.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"a text to encode must be a str, not {short(text)}")
+        expect(text, str, "a text to encode must be a str")
+        expect(allowed_special, Collection, 'allowed_special must be "all" or names of special tokens')
         if (bos and self.bos_id is None) or (eos and self.eos_id is None):
             raise ValueError("this vocabulary has no token to open or to close a text with")
         if isinstance(allowed_special, str) and allowed_special != "all":
             allowed_special = {allowed_special}  # one name, not a collection of letters
+        for name in allowed_special:
+            expect(name, str, "names of special tokens must be texts")
         allowed = allowed_special if allowed_special == "all" else {*allowed_special, *self._words}
         ids = []
         for part in _cut_long_runs(text):
@@ -164,7 +168,7 @@ class Tokenizer:
             except ValueError as e:
                 raise ValueError(f"the pattern of this vocabulary cannot cut this text ({reason(e)})") from e
         ids = [i for i in ids if i < self.vocab_size]
-        return [self.bos_id] * bos + ids + [self.eos_id] * eos
+        return ([self.bos_id] if bos else []) + ids + ([self.eos_id] if eos else [])
 
     def __contains__(self, id: int) -> bool:
         """Whether the vocabulary has a token of this id."""
@@ -176,6 +180,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids. Bytes that are not UTF-8 (half of an emoji, say) become U+FFFD."""
+        if not isinstance(ids, Iterable) or getattr(ids, "ndim", 1) == 0:
+            raise TypeError(f"decode takes a list of ids, not {short(ids)}")
         return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
