@@ -122,9 +122,11 @@ def find(path_or_name: str | Path | None = None) -> Path:
         if folder.exists():
             raise CheckpointError(f"{folder}: not a folder; point at the one it is in, {folder.parent}")
     except (OSError, RuntimeError) as e:  # RuntimeError: ~somebody without a home
-        raise CheckpointError(f"{short_name(name)}: cannot be opened or made ({reason(e)})") from e
+        raise CheckpointError(f"{short_name(name, 400)}: cannot be opened or made ({reason(e)})") from e
     known = ", ".join([*fetch.CHECKPOINTS, *tiny.TINY])
-    raise CheckpointError(f"{short_name(name)}: no such folder, and no checkpoint of that name; known names: {known}")
+    raise CheckpointError(
+        f"{short_name(name, 400)}: no such folder, and no checkpoint of that name; known names: {known}"
+    )
 
 
 def read_weights(folder: Path, params: ModelArgs) -> tuple[Mapping[str, Tensor], bool]:

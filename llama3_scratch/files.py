@@ -96,9 +96,9 @@ def short(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def short_name(text: object) -> str:
+def short_name(text: object, most: int = 100) -> str:
     """A name from a file, for a message: as it is, if a terminal can print it and it is not too long."""
-    return text if isinstance(text, str) and text.isprintable() and len(text) <= 100 else short(text)
+    return text if isinstance(text, str) and text.isprintable() and len(text) <= most else short(text)
 
 
 def expect(value: object, kind: type | tuple[type, ...], what: str):

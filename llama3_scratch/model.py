@@ -187,7 +187,7 @@ class KVCache:
     ):
         expect(params, ModelArgs, "params must be ModelArgs, those of the model")
         for name, size in (("batch_size", batch_size), ("max_seq_len", max_seq_len)):
-            if not is_whole(size) or size < 1:
+            if not is_whole(size) or not 1 <= size < 2**31:
                 raise ValueError(f"{name} must be a whole number from 1 on, not {short(size)}")
         check_dtype_and_device(dtype, device)
         shape = (params.n_layers, batch_size, params.n_kv_heads, max_seq_len, params.head_dim)

@@ -445,7 +445,7 @@ IN_THE_FOLDED_FORM = [
     (
         "a seed that does not count",
         "generation.generate",
-        "generator.manual_seed(seed)",
+        "generator.manual_seed(int(seed))",
         "generator.seed()",
         test_generation.test_the_same_seed_gives_the_same_text_and_another_seed_another,
         {},
