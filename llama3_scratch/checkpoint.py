@@ -137,11 +137,7 @@ def read_weights(folder: Path, params: ModelArgs) -> tuple[Mapping[str, Tensor],
     first rows (or columns, see `shard_dim`) of every matrix, consolidated.01.pth the next ones, and so on.
     """
     paths = _shard_paths(folder)
-    try:
-        shapes = {key: shard_shape(key, shape, len(paths)) for key, shape in params.weight_shapes().items()}
-    except CheckpointError as e:
-        raise CheckpointError(f"{paths[-1]}: {e}") from e
-    shards, read_only = zip(*(_read_shard(path, shapes, len(paths)) for path in paths), strict=True)
+    shards, read_only = zip(*(_read_shard(path, params, len(paths)) for path in paths), strict=True)
     if len(shards) == 1:
         return shards[0], read_only[0]
     seen = {}
@@ -201,14 +197,17 @@ def _shard_paths(folder: Path) -> list[Path]:
     return expected
 
 
-def _read_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], shards: int) -> tuple[Mapping[str, Tensor], bool]:
+def _read_shard(path: Path, params: ModelArgs, shards: int) -> tuple[dict[str, Tensor], bool]:
     weights, read_only = read_pth(path)
     weights.pop("rope.freqs", None)  # Llama 1 stored its frequencies
+    whole = params.weight_shapes()
+    if shards > 1 and all(weights[key].shape == whole[key] for key in weights.keys() & whole.keys()):
+        raise CheckpointError(f"{path}: all of a model, not one of {shards} shards; is it a copy? Keep one file of it")
     try:
-        check_weights(path, weights, shapes, may_lack=("output.weight",))
+        shapes = {key: shard_shape(key, shape, shards) for key, shape in whole.items()}
     except CheckpointError as e:
-        hint = f" in each of {shards} shards; is this a copy of the whole model?" if shards > 1 else ""
-        raise CheckpointError(f"{e}{hint}") from e
+        raise CheckpointError(f"{path}: {e}") from e
+    check_weights(path, weights, shapes, may_lack=("output.weight",))
     return weights, read_only
 
 

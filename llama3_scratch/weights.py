@@ -17,7 +17,7 @@ from .files import CheckpointError, open_file, reason, short, short_name
 COPY_ON_WRITE_BYTES = 4 * 2**30
 
 
-# Up to this size all numbers are looked at when a file is opened, which takes a tenth of a second. In a larger one,
+# Up to this size all numbers are looked at when a file is opened, in a fraction of a second. In a larger one,
 # NaN and infinity are looked for once they show in the result: `functional.check_logits`.
 CHECKED_BYTES = 256 * 2**20
 

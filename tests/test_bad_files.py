@@ -212,7 +212,7 @@ def test_something_else_than_a_dict_of_plain_tensors_is_refused(folder, content)
 
 def test_full_copies_are_not_taken_for_shards(folder):
     shutil.copy(folder / WEIGHTS, folder / "consolidated.01.pth")
-    refusal(folder, r"in each of 2 shards; is this a copy of the whole model\?")
+    refusal(folder, r"consolidated\.00\.pth: all of a model, not one of 2 shards; is it a copy\?")
 
 
 def test_one_shard_twice_is_not_taken_for_two(whole, tmp_path):
