@@ -122,7 +122,8 @@ def find(path_or_name: str | Path | None = None) -> Path:
         if folder.exists():
             raise CheckpointError(f"{folder}: not a folder; point at the one it is in, {folder.parent}")
     except (OSError, RuntimeError) as e:  # RuntimeError: ~somebody without a home
-        raise CheckpointError(f"{short_name(name, 400)}: cannot be opened or made ({reason(e)})") from e
+        where = getattr(e, "filename", None) or short_name(name, 400)
+        raise CheckpointError(f"{where}: cannot be opened or written ({reason(e)})") from e
     known = ", ".join([*fetch.CHECKPOINTS, *tiny.TINY])
     raise CheckpointError(
         f"{short_name(name, 400)}: no such folder, and no checkpoint of that name; known names: {known}"
@@ -237,7 +238,7 @@ def _copies(weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: to
 def _where_to_look(folder: Path, shards: int = 0) -> str:
     if shards:
         return f"{shards} shards are here, and their numbers must have no gap: download the missing one"
-    below = itertools.islice(itertools.chain(folder.glob("*/"), folder.glob("snapshots/*/")), 1000)
+    below = itertools.islice(itertools.chain(folder.glob("[!.]*/"), folder.glob("snapshots/*/")), 1000)
     for inner in sorted(below):
         if any((inner / name).is_file() for name in (PARAMS_NAME, huggingface.CONFIG_NAME)):
             return f"Point at {inner}, where a model is"

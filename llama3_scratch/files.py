@@ -1,5 +1,6 @@
 """Files: the one place where a checkpoint's files are opened, and how what is written appears only when complete."""
 
+import contextlib
 import json
 import os
 import reprlib
@@ -7,14 +8,11 @@ import shutil
 import stat
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import BinaryIO
-
-from filelock import FileLock, Timeout
 
 # No params.json, vocabulary or list of tensors comes near this; what is larger is something else, and is not read.
 MOST_TEXT_BYTES = 32 * 2**20
@@ -133,61 +131,81 @@ def finished_folder(folder: Path) -> Iterator[Path | None]:
         yield None
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with _partial_folder(folder.parent) as partial:
         if folder.is_dir():  # another process made it while we waited
             yield None
             return
-        for left in folder.parent.glob(f".partial-{folder.name}-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".partial-{folder.name}-", dir=folder.parent))
+        yield partial
         try:
-            yield partial
-            partial.chmod(0o755)
             os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        except OSError:
+            if not folder.is_dir():  # else a process that we could not wait for was quicker, which is as good
+                raise
 
 
 @contextmanager
 def finished_files(folder: Path, last: str) -> Iterator[Path]:
-    """Yield an empty folder to fill, and move its files into `folder` once the block ends well, `last` as the last."""
+    """Yield an empty folder to fill, and move its files into `folder` once the block ends well. The one that makes a
+    whole of them, `last`, is not there until all others are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        for left in folder.glob(".partial-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    with _partial_folder(folder) as partial:
+        yield partial
+        (folder / last).unlink(missing_ok=True)
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
+            os.replace(path, folder / path.name)
+
+
+def write_whole(path: Path, text: str):
+    """Replace a file in one step, so that nobody ever sees half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    with alone(path.parent):
         try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _partial_folder(parent: Path) -> Iterator[Path]:
+    with alone(parent) as locked:
+        for left in parent.glob(".partial-*") if locked else ():  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
+        try:
+            partial.chmod(0o755)
             yield partial
-            for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
-                os.replace(path, folder / path.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a lock for making `folder`, which the system takes back however this process ends."""
-    user, name = getattr(os, "getuid", int)(), zlib.crc32(os.fsencode(folder.resolve()))
-    lock = FileLock(Path(tempfile.gettempdir()) / f"llama3_scratch-{user}-{name:08x}.lock")
+def alone(folder: Path) -> Iterator[bool]:
+    """Hold a lock on a folder, which the system takes back however this process ends. Yields whether there is one:
+    Windows and some network drives have no such locks.
+    """
+    handle = None
     try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print(f"waiting for another process that makes {folder.name}", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def write_whole(path: Path, text: str):
-    """Replace a file in one step, so that nobody ever sees half of it."""
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with open(handle, "w", encoding="utf-8") as f:
-            f.write(text)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
+        with contextlib.suppress(ImportError, OSError):
+            handle = _lock(folder)
+        yield handle is not None
+    except OSError as e:
+        e.filename = e.filename or str(folder)  # a full disk does not say which file
         raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int:
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    os.set_inheritable(handle, True)  # for pip, which may go on writing when we are killed
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for another process that writes to {folder.name}", file=sys.stderr)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle

@@ -9,7 +9,6 @@ believes what a file says of its sizes and of the order of its bytes, so that a 
 import math
 import os
 import pickletools
-import shutil
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -79,8 +78,7 @@ def write_pth(path: Path, weights: Mapping[str, Tensor]):
     try:
         torch.save(dict(weights), path)
     except RuntimeError as e:  # all that torch says of a full disk is that a position was not expected
-        free = shutil.disk_usage(path.parent).free >> 20
-        raise OSError(f"{path}: cannot be written ({free} MiB are free); make room and run this again") from e
+        raise OSError(f"{path}: cannot be written; is there room on the disk?") from e
 
 
 def _read_zip(f: BinaryIO) -> tuple[bytes, dict[str, tuple[int, int]]]:
