@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
-from .files import CheckpointError, read_bytes, write_whole
+from .files import CheckpointError, read_bytes, reason, write_whole
 
 # For outputs that are the same everywhere and can be compared: float32 results that do not depend on the kind of x86
 # CPU, and no progress bars, which show when a machine is slow. Read in the kernels, when torch and tqdm are imported.
@@ -45,12 +46,14 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
             resources={"metadata": {"path": str(path.parent)}},
             record_timing=False,
             coalesce_streams=True,  # however the lines happened to arrive
-            extra_arguments=["--log-level=40"],  # errors only: the kernel's remarks are not the reader's concern
+            extra_arguments=["--log-level=50"],  # the kernel's remarks are not the reader's concern
         )
         try:
-            client.execute()
+            _run(client)
         except CellExecutionError as e:
             failed.append((path, e))
+        except (AssertionError, OSError, RuntimeError) as e:  # there is no room for its files, say
+            raise OSError(f"{path}: its kernel did not start, or ended ({reason(e) or 'no reason given'})") from e
         _drop_machine_details(notebook)
         html, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
         write_whole(build / f"{path.stem}.html", html)
@@ -67,6 +70,26 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
         print(f"\n{text}", end="")
     print(f"\nRead them in a browser: {os.path.relpath(build / 'index.html')}")
     return not failed
+
+
+def _run(client: NotebookClient):
+    """Run all cells, in a thread: so that Ctrl-C reaches us, since nbclient would answer with tracebacks. The kernel
+    ends by itself once this process has.
+    """
+    raised = []
+
+    def work():
+        try:
+            client.execute()
+        except BaseException as e:
+            raised.append(e)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if raised:
+        raise raised[0]
 
 
 def _read(path: Path) -> nbformat.NotebookNode:
