@@ -1,5 +1,6 @@
 """A folder becomes params, weights and tokenizer. Nothing is copied: the weights stay on disk."""
 
+import fnmatch
 import itertools
 import os
 import warnings
@@ -190,12 +191,12 @@ def is_tied(weights: Mapping[str, Tensor]) -> bool:
 
 
 def _shard_paths(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("consolidated.*.pth"))
-    expected = [folder / f"consolidated.{i:02d}.pth" for i in range(len(found) or 1)]
-    for path in expected:
-        if not path.is_file():
-            raise CheckpointError(f"{path}: not found. {_where_to_look(folder, len(found))}")
-    return expected
+    found = fnmatch.filter(list_folder(folder), "consolidated.*.pth")
+    expected = [f"consolidated.{i:02d}.pth" for i in range(len(found) or 1)]
+    for name in expected:
+        if name not in found:
+            raise CheckpointError(f"{folder / name}: not found. {_where_to_look(folder, len(found))}")
+    return [folder / name for name in expected]
 
 
 def _read_shard(path: Path, params: ModelArgs, shards: int) -> tuple[dict[str, Tensor], bool]:

@@ -16,7 +16,6 @@ from .files import CheckpointError, open_file, reason, short, short_name
 # A larger one is mapped read-only, since systems reserve memory for every page that could be copied.
 COPY_ON_WRITE_BYTES = 4 * 2**30
 
-
 # Up to this size all numbers are looked at when a file is opened, in a fraction of a second. In a larger one,
 # NaN and infinity are looked for once they show in the result: `functional.check_logits`.
 CHECKED_BYTES = 256 * 2**20
@@ -70,10 +69,10 @@ def check_numbers(weights: Mapping[str, Tensor], where: str = ""):
 
 
 def _some(keys: Sequence[str]) -> str:
-    kind = ", Hugging Face's names: point at a folder with config.json and .safetensors"
-    return (
-        ", ".join(map(short_name, keys[:3])) + f" ({len(keys)} in all)" + (kind if "model.norm.weight" in keys else "")
-    )
+    listed = f"{', '.join(map(short_name, keys[:3]))} ({len(keys)} in all)"
+    if "model.norm.weight" in keys:
+        listed += ", Hugging Face's names: point at a folder with config.json and .safetensors"
+    return listed
 
 
 class LazyWeights(Mapping[str, Tensor]):
