@@ -123,7 +123,7 @@ def find(path_or_name: str | Path | None = None) -> Path:
         if folder.exists():
             raise CheckpointError(f"{folder}: not a folder; point at the one it is in, {folder.parent}")
     except (OSError, RuntimeError) as e:  # RuntimeError: ~somebody without a home
-        where = getattr(e, "filename", None) or short_name(name, 400)
+        where = short_name(str(getattr(e, "filename", None) or name), 400)
         raise CheckpointError(f"{where}: cannot be opened or written ({reason(e)})") from e
     known = ", ".join([*fetch.CHECKPOINTS, *tiny.TINY])
     raise CheckpointError(
