@@ -8,7 +8,8 @@ import time
 import warnings
 from pathlib import Path
 
-from .files import CheckpointError, reason
+from .files import CheckpointError
+from .messages import reason
 
 
 def main(arguments: list[str] | None = None) -> int:

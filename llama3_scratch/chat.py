@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from .files import expect, short
+from .messages import expect, short
 from .tokenizer import LLAMA3_BOS, Tokenizer
 
 ROLES = ("system", "user", "assistant", "ipython")  # the last one carries what tools returned, in Llama 3.1

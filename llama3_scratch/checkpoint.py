@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import huggingface
-from .files import CheckpointError, list_folder, reason, short, short_name
+from .files import CheckpointError, list_folder
+from .messages import reason, short, short_name
 from .params import ModelArgs
 from .pth import read_pth
 from .tokenizer import Tokenizer
@@ -88,7 +89,9 @@ def load_checkpoint(
     if dtype is None and len(stored) > 1:
         (a, key_a), (b, key_b) = list(stored.items())[:2]
         raise CheckpointError(f"{folder}: {key_b} is {b}, and {key_a} is {a}; say dtype=... for one")
-    if torch.device(device or "cpu").type != "cpu" or (dtype is not None and set(stored) != {dtype}):
+    if torch.device("cpu" if device is None else device).type != "cpu" or (
+        dtype is not None and set(stored) != {dtype}
+    ):
         weights, read_only = _copies(weights, dtype, device), False
     return Checkpoint(params, weights, tokenizer, folder, read_only)
 
@@ -107,7 +110,7 @@ def find(path_or_name: str | Path | None = None) -> Path:
     """The folder of a checkpoint. A known name is fetched or made if it is not there yet."""
     from . import fetch, tiny  # here, because both build on this module's file names
 
-    if path_or_name is None:
+    if path_or_name in (None, ""):
         path_or_name = os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_NAME
     if not isinstance(path_or_name, str | os.PathLike):
         raise TypeError(f"a checkpoint is a folder or a name, not {short(path_or_name)}")
@@ -147,7 +150,7 @@ def read_weights(folder: Path, params: ModelArgs) -> tuple[Mapping[str, Tensor],
         if shard.keys() != shards[0].keys():
             raise CheckpointError(f"{path}: not the same weights as in {paths[0].name}; is it of another model?")
         first_row = tuple(shard["layers.0.attention.wq.weight"][0].tolist())
-        if first_row in seen:
+        if first_row in seen and any(first_row):
             raise CheckpointError(f"{path}: the same numbers as in {seen[first_row]}; download it again")
         seen[first_row] = path.name
 
@@ -203,7 +206,8 @@ def _read_shard(path: Path, params: ModelArgs, shards: int) -> tuple[dict[str, T
     weights, read_only = read_pth(path)
     weights.pop("rope.freqs", None)  # Llama 1 stored its frequencies
     whole = params.weight_shapes()
-    if shards > 1 and all(weights[key].shape == whole[key] for key in weights.keys() & whole.keys()):
+    key = "tok_embeddings.weight"  # a part of it is in every shard
+    if shards > 1 and key in weights and weights[key].shape == whole[key]:
         raise CheckpointError(f"{path}: all of a model, not one of {shards} shards; is it a copy? Keep one file of it")
     try:
         shapes = {key: shard_shape(key, shape, shards) for key, shape in whole.items()}
@@ -215,7 +219,7 @@ def _read_shard(path: Path, params: ModelArgs, shards: int) -> tuple[dict[str, T
 
 def _huggingface_tokenizer(folder: Path, names: Collection[str]) -> Tokenizer | None:
     for name in (huggingface.TOKENIZER_NAME, TOKENIZER_NAME, f"original/{TOKENIZER_NAME}"):
-        if name in names or os.path.isfile(folder / name):
+        if name in names or os.path.isfile(folder / name):  # in names: also a link that leads nowhere, to be reported
             return Tokenizer(folder / name)
     warnings.warn(f"{folder.name}: no {huggingface.TOKENIZER_NAME}, so no tokenizer: ids only", stacklevel=3)
     return None

@@ -10,8 +10,9 @@ from gguf.quants import dequantize
 from tqdm import tqdm
 
 from .checkpoint import PARAMS_NAME, TOKENIZER_NAME, WEIGHTS_NAME
-from .files import CheckpointError, finished_files, open_file, reason
+from .files import CheckpointError, finished_files, open_file
 from .huggingface import gpt2_bytes
+from .messages import reason
 from .params import ModelArgs
 from .pth import write_pth
 from .tokenizer import CONFIG_NAME

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import TOKENIZER_NAME
-from .files import CheckpointError, checkpoints_folder, finished_folder, reason
+from .files import CheckpointError, checkpoints_folder, finished_folder
+from .messages import reason
 
 LLAMA3_TOKENIZER = "llama3-tokenizer"
 

@@ -1,24 +1,23 @@
-"""Files: the one place where a checkpoint's files are opened, and how what is written appears only when complete."""
+"""Files: every one of a checkpoint's is looked at here before anything reads it, and what is written appears only when
+it is complete.
+"""
 
 import contextlib
 import json
 import os
-import reprlib
 import shutil
 import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
 from pathlib import Path
 from typing import BinaryIO
 
+from .messages import reason, short
+
 # No params.json, vocabulary or list of tensors comes near this; what is larger is something else, and is not read.
 MOST_TEXT_BYTES = 32 * 2**20
-
-_REPR = reprlib.Repr()  # never looks further into a value than it prints
-_REPR.maxstring = _REPR.maxother = 80
 
 
 class CheckpointError(ValueError):
@@ -45,7 +44,7 @@ def read_bytes(path: Path) -> bytes:
     with open_file(path) as f:
         data = f.read(MOST_TEXT_BYTES + 1)
     if len(data) > MOST_TEXT_BYTES:
-        raise CheckpointError(f"{path}: over {MOST_TEXT_BYTES >> 20} MiB, so it cannot be what its name says")
+        raise CheckpointError(f"{path}: over {MOST_TEXT_BYTES >> 20} MiB, larger than any model's; download it again")
     return data
 
 
@@ -82,34 +81,6 @@ def list_folder(folder: Path) -> set[str]:
         raise CheckpointError(f"{folder}: cannot be read ({reason(e)})") from e
 
 
-def reason(error: Exception) -> str:
-    """What went wrong, in one short line."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split())[:200]
-
-
-def short(value: object) -> str:
-    """A value, for a message: one line of at most 100 characters."""
-    text = " ".join(_REPR.repr(value).split())
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def short_name(text: object, most: int = 100) -> str:
-    """A name from a file, for a message: as it is, if a terminal can print it and it is not too long."""
-    return text if isinstance(text, str) and text.isprintable() and len(text) <= most else short(text)
-
-
-def expect(value: object, kind: type | tuple[type, ...], what: str):
-    """Raise TypeError unless a value that somebody passed is of this kind."""
-    if not isinstance(value, kind):
-        raise TypeError(f"{what}, not {short(value)}")
-
-
-def is_whole(value: object) -> bool:
-    """Whether it is an integer, numpy's among them; True and False are not."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 def checkpoints_folder() -> Path:
     """LLAMA3_HOME if set; in a checkout of the repository its checkpoints/; else ~/.cache/llama3_scratch."""
     if os.environ.get("LLAMA3_HOME"):
@@ -124,8 +95,8 @@ def checkpoints_folder() -> Path:
 def finished_folder(folder: Path) -> Iterator[Path | None]:
     """Yield an empty folder to fill, and move it to `folder` once the block ends well; None if that is there already.
 
-    Whatever interrupts the block, `folder` is either complete or absent. A second process that wants the same folder
-    waits until the first is done. What a killed one left behind is removed by the next.
+    Whatever interrupts the block, `folder` is either complete or absent. A second process that makes anything beside
+    it waits until the first is done. What a killed one left behind is removed by the next.
     """
     if folder.is_dir():
         yield None
@@ -159,7 +130,7 @@ def finished_files(folder: Path, last: str) -> Iterator[Path]:
 def write_whole(path: Path, text: str):
     """Replace a file in one step, so that nobody ever sees half of it."""
     partial = path.with_name(f".{path.name}.partial")
-    with alone(path.parent):
+    with locked(path.parent):
         try:
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, path)
@@ -169,8 +140,8 @@ def write_whole(path: Path, text: str):
 
 @contextmanager
 def _partial_folder(parent: Path) -> Iterator[Path]:
-    with alone(parent) as locked:
-        for left in parent.glob(".partial-*") if locked else ():  # by a process that was killed
+    with locked(parent) as is_locked:
+        for left in parent.glob(".partial-*") if is_locked else ():  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
         try:
@@ -181,7 +152,7 @@ def _partial_folder(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[bool]:
+def locked(folder: Path) -> Iterator[bool]:
     """Hold a lock on a folder, which the system takes back however this process ends. Yields whether there is one:
     Windows and some network drives have no such locks.
     """
@@ -191,7 +162,8 @@ def alone(folder: Path) -> Iterator[bool]:
             handle = _lock(folder)
         yield handle is not None
     except OSError as e:
-        e.filename = e.filename or str(folder)  # a full disk does not say which file
+        if e.errno and not e.filename:  # a full disk does not say which file
+            e.filename = str(folder)
         raise
     finally:
         if handle is not None:

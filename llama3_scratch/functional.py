@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from .files import short
+from .messages import short
 from .params import ModelArgs
 from .weights import check_numbers
 
@@ -234,7 +234,9 @@ def check_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
 def check_length(length: int, params: ModelArgs):
     """Raise ValueError for a text that is longer than the model was trained for."""
     if length > params.max_seq_len:
-        raise ValueError(f"{length} tokens are more than the {params.max_seq_len} that this model takes (max_seq_len)")
+        raise ValueError(
+            f"{length} tokens are more than the {params.max_seq_len} that this model takes (max_seq_len in params)"
+        )
 
 
 def check_logits(logits: Tensor, weights: Mapping[str, Tensor]):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import functional
-from .files import expect, is_whole, short
+from .messages import expect, is_whole, short
 from .model import KVCache, Llama, pad
 from .tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ def generate(
     text that would grow longer than `model.params.max_seq_len`; TypeError for ids that are not integers, or something
     else than a `Llama`. While writing, CheckpointError for a weight that is NaN or infinite.
     """
-    expect(model, Callable, "generate takes a Llama, as Llama.from_checkpoint makes one")
+    expect(model, Callable, "generate takes a Llama, as Llama.from_checkpoint makes one")  # or a wrapper around it
     single, prompts = _prompts(tokens, model.params.vocab_size)
     check_sampling(temperature, top_p, top_k)
     if not is_whole(max_new_tokens) or max_new_tokens < 0:
@@ -98,7 +98,7 @@ def _steps(
     for step in range(max_new_tokens):
         if step > 0:
             logits = model(tokens, cache)
-        if not logits.sum().isfinite():
+        if not logits.sum().isfinite():  # much quicker than to gather the weights
             functional.check_logits(logits, model.state_dict())
         tokens = sample(logits[:, -1], *sampling)[:, None]
         stopped = [done or id in stop_tokens for done, id in zip(stopped, tokens[:, 0].tolist(), strict=True)]

@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .files import CheckpointError, list_folder, open_file, read_json, reason, short, short_name, what_it_is
+from .files import CheckpointError, list_folder, open_file, read_json, what_it_is
+from .messages import reason, short, short_name
 from .params import ModelArgs
 from .weights import LazyWeights, check_weights, map_file, numbers_at
 
@@ -131,7 +132,7 @@ def read_weights(folder: Path, params: ModelArgs) -> tuple[LazyWeights, bool]:
     stored = {key: tensor for file in files for key, tensor in file.items()}
     shapes = {huggingface_name(key): shape for key, shape in params.weight_shapes().items()}
     tied = read_json(folder / CONFIG_NAME).get("tie_word_embeddings", False)
-    if type(tied) is not bool:
+    if tied not in (None, True, False):
         raise CheckpointError(f"{folder / CONFIG_NAME}: tie_word_embeddings must be true or false, not {short(tied)}")
     if tied:
         stored.pop("lm_head.weight", None)

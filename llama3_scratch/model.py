@@ -4,7 +4,7 @@ Every parameter has the name that it has in Meta's files, so `load_state_dict` i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from . import functional
 from .checkpoint import Checkpoint, check_dtype_and_device, is_tied, load_checkpoint
-from .files import expect, is_whole, short
+from .messages import expect, is_whole, short
 from .params import ModelArgs
 
 
@@ -196,7 +196,7 @@ class KVCache:
             self.values = torch.zeros(shape, dtype=dtype, device=device)
         except RuntimeError as e:  # out of memory
             gigabytes = 2 * math.prod(shape) * torch.empty(0, dtype=dtype).element_size() / 1e9
-            raise ValueError(f"there is no room for a cache of {short(gigabytes)} GB; make max_seq_len smaller") from e
+            raise ValueError(f"there is no room for a cache of {gigabytes:.3g} GB; make max_seq_len smaller") from e
         self.nbytes = self.keys.nbytes + self.values.nbytes
         self.length = 0
         self._attention_mask: Tensor | None = None  # [batch, max_seq_len], once there is padding
@@ -237,10 +237,10 @@ def pad(texts: Sequence[Sequence[int]], side: str = "left") -> tuple[Tensor, Ten
     """
     if side not in ("left", "right"):
         raise ValueError(f'side must be "left" or "right", not {short(side)}')
-    expect(texts, Sequence, "texts must be a list of lists of ids")
+    expect(texts, Iterable, "texts must be several lists of ids")
+    texts = [functional.check_tokens(ids, vocab_size=2**31) for ids in texts]
     if not texts:
         raise ValueError("no tokens to pad")
-    texts = [functional.check_tokens(ids, vocab_size=2**31) for ids in texts]
     longest = max(map(len, texts))
     tokens, mask = torch.zeros(2, len(texts), longest, dtype=torch.long)
     for row, ids in enumerate(texts):
@@ -251,7 +251,7 @@ def pad(texts: Sequence[Sequence[int]], side: str = "left") -> tuple[Tensor, Ten
 
 
 def _check_attention_mask(attention_mask: Tensor, tokens: Tensor):
-    if getattr(attention_mask, "shape", None) != tokens.shape:
+    if not isinstance(attention_mask, Tensor) or attention_mask.shape != tokens.shape:
         raise ValueError(f"attention_mask must be a tensor in the shape of the tokens, {list(tokens.shape)}")
     if not ((attention_mask == 0) | (attention_mask == 1)).all():
         raise ValueError("attention_mask must be 1 for tokens and 0 for padding; something else is in it")

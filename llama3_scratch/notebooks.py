@@ -11,7 +11,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
-from .files import CheckpointError, read_bytes, reason, write_whole
+from .files import CheckpointError, read_bytes, write_whole
+from .messages import reason
 
 # For outputs that are the same everywhere and can be compared: float32 results that do not depend on the kind of x86
 # CPU, and no progress bars, which show when a machine is slow. Read in the kernels, when torch and tqdm are imported.

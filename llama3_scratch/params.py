@@ -5,7 +5,8 @@ import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from .files import CheckpointError, read_json, short, short_name
+from .files import CheckpointError, read_json
+from .messages import short, short_name
 
 # Far above any model's; what is larger is a slip of the pen, and must not become a long wait or fill the memory.
 _MOST, _MOST_LAYERS = 2**31, 10_000

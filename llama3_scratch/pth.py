@@ -6,6 +6,7 @@ the function may be any. `torch.load(weights_only=True)` allows some and calls t
 believes what a file says of its sizes and of the order of its bytes, so that a wrong word there can end the process.)
 """
 
+import errno
 import math
 import os
 import pickletools
@@ -20,7 +21,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .files import CheckpointError, open_file, short, short_name, what_it_is
+from .files import CheckpointError, open_file, what_it_is
+from .messages import short, short_name
 from .weights import CHECKED_BYTES, map_file, numbers_at
 
 _DTYPES = {  # named after the classes that torch once had for storage
@@ -54,9 +56,9 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], bool]:
         except CheckpointError as e:
             raise CheckpointError(f"{path}: {e}") from e
         except Exception as e:  # zip and pickle fail in many ways, all meaning the same to the reader
-            f.seek(0)
-            what = what_it_is(f.read(64)) or "it is damaged, or the download is incomplete"
-            raise CheckpointError(f"{path}: not a readable file of weights ({what}); download it again") from e
+            raise CheckpointError(
+                f"{path}: not a readable file of weights (damaged, or the download is incomplete); download it again"
+            ) from e
     if not isinstance(described, dict) or not all(isinstance(call, Call) for call in described.values()):
         raise CheckpointError(f"{path}: expected a dict of tensors, as in Meta's files, {_found(described)}")
     file = map_file(path)
@@ -67,9 +69,7 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], bool]:
         except CheckpointError as e:
             raise CheckpointError(f"{path}: {short_name(key)} {e}") from e
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
-            raise CheckpointError(
-                f"{path}: {short_name(key)} has no bytes of its own in the file; download it again"
-            ) from e
+            raise CheckpointError(f"{path}: {short_name(key)} has no bytes of its own; download it again") from e
     return tensors, memoryview(file).readonly
 
 
@@ -78,19 +78,23 @@ def write_pth(path: Path, weights: Mapping[str, Tensor]):
     try:
         torch.save(dict(weights), path)
     except RuntimeError as e:  # all that torch says of a full disk is that a position was not expected
-        raise OSError(f"{path}: cannot be written; is there room on the disk?") from e
+        raise OSError(errno.EIO, "cannot be written; is there room on the disk?", str(path)) from e
 
 
 def _read_zip(f: BinaryIO) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """The pickle, and where the numbers are: the offset and the size, in bytes, of each `data/...`."""
-    if f.read(4) != b"PK\3\4":
-        raise ValueError("not a zip file")
+    start = f.read(64)
+    if not start.startswith(b"PK\3\4"):
+        what = what_it_is(start) or "it is not the zip file that torch.save writes since version 1.6"
+        raise CheckpointError(f"not a readable file of weights ({what}); download it, or save it, again")
     with zipfile.ZipFile(f) as archive:
         entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
         if len(entries) < len(archive.infolist()) or "data.pkl" not in entries:
             raise CheckpointError("a zip file, but not one that torch.save wrote; are these weights?")
         if any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries.values()):
             raise CheckpointError("compressed entries; save it again with torch.save")
+        if not any(e.CRC for e in entries.values()):
+            raise CheckpointError("no checksums (torch.serialization.set_crc32_options); save it again with them")
         if any(e.file_size > _MOST_PICKLE_BYTES for name, e in entries.items() if not name.startswith("data/")):
             raise CheckpointError("its list of tensors is larger than any model's")
         if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
@@ -126,10 +130,16 @@ def unpickle(program: bytes) -> object:
                 marks.append(len(stack))
             case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "GLOBAL":
                 stack.append(argument)
-            case "NONE" | "NEWFALSE" | "NEWTRUE":
-                stack.append({"NONE": None, "NEWFALSE": False, "NEWTRUE": True}[instruction.name])
-            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                stack.append({"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[instruction.name])
+            case "NONE":
+                stack.append(None)
+            case "NEWFALSE" | "NEWTRUE":
+                stack.append(instruction.name == "NEWTRUE")
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
             case "TUPLE":
                 stack.append(tuple(since_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -143,6 +153,7 @@ def unpickle(program: bytes) -> object:
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = [stack.pop(-2), stack.pop()] if instruction.name == "SETITEM" else since_mark()
+                # Optimizers number their states. Other keys, and larger numbers, can take for ever to be stored.
                 if not all(type(key) is str or (type(key) is int and abs(key) < 2**31) for key in items[::2]):
                     raise CheckpointError("names of tensors that are not texts; save a dict of names and tensors")
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
@@ -162,7 +173,7 @@ def unpickle(program: bytes) -> object:
             case "STOP":
                 return stack.pop()
             case other:
-                raise CheckpointError(f"pickled with {other}, which torch.save does not use for tensors; not read")
+                raise CheckpointError(f"pickled with {other}; save it again with torch.save, without pickle_protocol")
 
 
 def _call(function: str, arguments: tuple) -> object:
@@ -170,6 +181,9 @@ def _call(function: str, arguments: tuple) -> object:
         return {}
     if function in ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state"):
         return arguments[0]  # the tensor in a parameter
+    if function == "torch._tensor _rebuild_from_type_v2" and arguments[1] == "torch Tensor":
+        return _call(arguments[0], arguments[2])  # a tensor with attributes of its own, which stay behind
+    # Those of other kinds of tensors are noted, too, so that these can be refused by their names.
     if function.startswith("torch._utils _rebuild_") or function in ("torch.serialization _get_layout", "torch Size"):
         return Call(function, arguments)
     name = short_name(function.replace(" ", "."))
@@ -186,16 +200,18 @@ def _tensor(file: mmap, places: Mapping[str, tuple[int, int]], call: Call) -> Te
     (_, kind, number, _, count), start, shape, stride, _, _, *others = call.arguments
     if call.function.endswith("v3"):  # of newer types: the type stands apart
         kind, *others = others
-    if type(kind) is not str or type(number) is not str or any(others):  # others: a view with its sign turned, say
-        raise ValueError("not a tensor that lies in the file as it is")
+    if type(kind) is not str or type(number) is not str:
+        raise ValueError("a storage is described by texts")
+    if any(others):
+        raise CheckpointError("is a view of other numbers, conjugated or negated; save a clone of it")
     if kind not in _DTYPES:
         raise CheckpointError(f"is of type {short_name(kind.split()[-1])}; expected bfloat16, float16 or float32")
     if not all(type(n) is int and 0 <= n < _MOST_NUMBER for n in (count, start, *shape, *stride)):
-        raise ValueError("a size that cannot be")
+        raise CheckpointError("has a size that no file can hold; download it again")
     dtype = _DTYPES[kind]
     offset, size = places.get(f"data/{number}", (0, 0))
     if count * dtype.itemsize != size or math.prod(shape) > count:
-        raise CheckpointError(f"says it has {short(list(shape))} numbers, but there are {size} bytes of it in the file")
+        raise CheckpointError(f"says it has {short(list(shape))} numbers, but its part of the file has {size} bytes")
     return numbers_at(file, dtype, offset, count).as_strided(shape, stride, start)
 
 
@@ -205,5 +221,5 @@ def _found(described: object) -> str:
         return f"found {'None' if described is None else what}; save the model's state_dict()"
     inner = next((key for key, value in described.items() if isinstance(value, dict)), None)
     keys = short(", ".join(map(str, described)))
-    hint = "those alone" if inner is None else f"what is under {short_name(inner)} alone"
+    hint = "the tensors alone" if inner is None else f"what is under {short_name(inner)} alone"
     return f"found {keys}; from a training checkpoint, save {hint}"

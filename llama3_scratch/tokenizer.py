@@ -14,7 +14,8 @@ import regex
 import tiktoken
 
 from . import huggingface
-from .files import CheckpointError, expect, read_bytes, read_json, reason, short, what_it_is
+from .files import CheckpointError, read_bytes, read_json, what_it_is
+from .messages import expect, reason, short
 
 # The pattern that cuts text into pieces before byte-pair encoding; no token crosses a cut.
 # From Meta's llama3/tokenizer.py (it is GPT-4's, with runs of up to three digits).
@@ -200,6 +201,8 @@ class Tokenizer:
 
 def _cut_long_runs(text: str) -> Iterable[str]:
     """The text, cut where more than _LONGEST_RUN characters follow each other that are all spaces, or all not."""
+    if len(text) <= _LONGEST_RUN:
+        return [text]
     cuts = [0, len(text)]
     for run in re.finditer(rf"(?<!\S)\S{{{_LONGEST_RUN},}}|(?<!\s)\s{{{_LONGEST_RUN},}}", text):
         cuts += range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN)
@@ -215,15 +218,16 @@ def _check_vocabulary(path: Path, ranks: dict[bytes, int], special_tokens: dict[
         raise CheckpointError(f"{path}: an id stands for two tokens, among those of special_tokens; download it again")
     if max(ids) > _LARGEST_ID:
         raise CheckpointError(f"{path}: an id above {_LARGEST_ID}; download it again")
-    # A pattern can take any time and memory just to be read: long ones, and repeats of repeats.
-    repeats = math.prod(int(n) or 1 for n in re.findall(r"[0-9]{1,9}", pattern)) if _is_text(pattern) else math.inf
+    # A pattern can take any time and memory just to be read: long ones, and repeats of repeats, as in (a{99}){99}.
+    repeats = math.prod(int(n) or 1 for n in re.findall(r"[{,]([0-9]{1,9})(?=[,}])", pattern))
+    if not _is_text(pattern) or len(pattern) > _LONGEST_PATTERN or repeats > _MOST_REPEATS:
+        raise CheckpointError(f"{path}: the pattern {short(pattern)} is larger than any model's")
     try:
-        usable = len(pattern) <= _LONGEST_PATTERN and repeats <= _MOST_REPEATS
-        usable = usable and all(match[0] for match in regex.finditer(pattern, _SAMPLE, timeout=1))  # no empty pieces
+        pieces = [match[0] for match in regex.finditer(pattern, _SAMPLE, timeout=1)]
     except (regex.error, TimeoutError, RecursionError) as e:
         raise CheckpointError(f"{path}: the pattern {short(pattern)} cannot be used ({reason(e)})") from e
-    if not usable:
-        raise CheckpointError(f"{path}: the pattern {short(pattern)} cannot be used to cut text into pieces")
+    if "" in pieces:
+        raise CheckpointError(f"{path}: the pattern {short(pattern)} cuts out pieces without a character")
 
 
 def _is_text(text: str) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import CheckpointError, open_file, reason, short, short_name
+from .files import CheckpointError, open_file
+from .messages import reason, short, short_name
 
 # Up to this size a file is mapped copy-on-write: tensors can be changed in place, and the file stays as it is.
 # A larger one is mapped read-only, since systems reserve memory for every page that could be copied.

@@ -160,7 +160,7 @@ def test_an_attention_mask_that_cannot_be_is_refused(model, mask):
         ([], "left", ValueError, "no tokens"),
         ([[1], []], "left", ValueError, "no tokens"),
         ([[1.5]], "left", TypeError, "integers"),
-        (5, "left", TypeError, "list of lists"),
+        (5, "left", TypeError, "several lists of ids"),
     ],
     ids=str,
 )
