@@ -219,8 +219,9 @@ def _check_vocabulary(path: Path, ranks: dict[bytes, int], special_tokens: dict[
     if max(ids) > _LARGEST_ID:
         raise CheckpointError(f"{path}: an id above {_LARGEST_ID}; download it again")
     # A pattern can take any time and memory just to be read: long ones, and repeats of repeats, as in (a{99}){99}.
-    repeats = math.prod(int(n) or 1 for n in re.findall(r"[{,]([0-9]{1,9})(?=[,}])", pattern))
-    if not _is_text(pattern) or len(pattern) > _LONGEST_PATTERN or repeats > _MOST_REPEATS:
+    counts = re.findall(r"[{,]\s*([0-9]+)", pattern[:_LONGEST_PATTERN])
+    too_large = len(pattern) > _LONGEST_PATTERN or math.prod(int(n) or 1 for n in counts) > _MOST_REPEATS
+    if too_large or not _is_text(pattern):
         raise CheckpointError(f"{path}: the pattern {short(pattern)} is larger than any model's")
     try:
         pieces = [match[0] for match in regex.finditer(pattern, _SAMPLE, timeout=1)]

@@ -399,6 +399,37 @@ BOMBS = {
 }
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        "x*",
+        r"\b",
+        "(",
+        "a{1000000000}",
+        "a{99999999999}",
+        "((a{99}){99}){99}",
+        "a|" * 2000,
+        "\ud800",
+        "(" * 999 + ")" * 999,
+    ],
+    ids=lambda pattern: ascii(pattern[:20]),
+)
+def test_a_pattern_that_would_hang_or_fill_the_memory_is_refused(whole, tmp_path, pattern):
+    folder = shutil.copytree(whole["meta"], tmp_path / "broken")
+    content = json.loads((folder / "tokenizer_params.json").read_text())
+    (folder / "tokenizer_params.json").write_text(json.dumps(content | {"pattern": pattern}))
+    refusal(folder, r"tokenizer_params\.json: the pattern")
+
+
+def test_a_pattern_with_other_alphabets_is_taken(folder):
+    content = json.loads((folder / "tokenizer_params.json").read_text())
+    content["pattern"] = r"[\u4e00-\u9fff\u3040-\u309f\u30a0-\u30ff]+|" + content["pattern"]
+    (folder / "tokenizer_params.json").write_text(json.dumps(content))
+    tokenizer = load_checkpoint(folder).tokenizer
+    assert tokenizer.decode(tokenizer.encode("東京 the")) == "東京 the"
+
+
 def test_bombs_are_refused_before_memory_or_time_grow(folder, tmp_path):
     folders = []
     for i, program in enumerate(BOMBS.values()):
