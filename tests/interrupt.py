@@ -11,10 +11,12 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from llama3_scratch.convert import convert_gguf
 from llama3_scratch.files import write_whole
@@ -120,6 +122,7 @@ def no_room_left():
 
 
 torch.set_num_threads(1)
+tqdm.set_lock(threading.RLock())  # its own lock is shared with forks, and stays locked if one of them is killed
 started = time.perf_counter()
 MAKE(HERE / "whole")
 SECONDS = time.perf_counter() - started

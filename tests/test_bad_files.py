@@ -129,6 +129,15 @@ def test_a_folder_with_an_older_kind_of_weights_says_what_it_found(whole, tmp_pa
     assert "only pytorch_model.bin" in refusal(folder, r"model\.safetensors: not found")
 
 
+def test_what_is_in_the_place_of_a_file_is_said(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to("nowhere")
+    assert refusal(folder) == f"{folder / WEIGHTS}: a link that leads nowhere; download it, or point at another folder"
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+    assert refusal(folder) == f"{folder / WEIGHTS}: not a file; put the file itself there"
+
+
 # Weights
 
 
@@ -219,6 +228,41 @@ def test_one_shard_twice_is_not_taken_for_two(whole, tmp_path):
     folder = shutil.copytree(whole["shards"], tmp_path / "broken")
     shutil.copy(folder / WEIGHTS, folder / "consolidated.01.pth")
     refusal(folder, rf"consolidated\.01\.pth: the same numbers as in {WEIGHTS}")
+
+
+def entries_of(path):
+    with zipfile.ZipFile(path) as archive:
+        return {entry.filename: archive.read(entry) for entry in archive.infolist()}
+
+
+def test_a_list_of_tensors_that_is_far_too_long_is_refused_unread(folder):
+    path = folder / WEIGHTS
+    program = next(data for name, data in entries_of(path).items() if name.endswith("data.pkl"))
+    with_pickle(path, program + bytes(2**20))
+    refusal(folder, "its list of tensors is larger than any model's")
+
+
+def test_compressed_entries_are_refused(folder):
+    entries = entries_of(folder / WEIGHTS)
+    with zipfile.ZipFile(folder / WEIGHTS, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    refusal(folder, "compressed entries; save it again with torch.save")
+
+
+def test_another_zip_file_is_refused(folder):
+    with zipfile.ZipFile(folder / WEIGHTS, "w") as archive:
+        archive.writestr("photographs/cat.jpg", b"a cat")
+    refusal(folder, "a zip file, but not one that torch.save wrote")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_entry_that_is_there_twice_is_refused(folder):
+    entries = entries_of(folder / WEIGHTS)
+    with zipfile.ZipFile(folder / WEIGHTS, "a") as archive:
+        name = next(name for name in entries if name.endswith("/data/1"))
+        archive.writestr(name, bytes(len(entries[name])))
+    refusal(folder, "a zip file, but not one that torch.save wrote")
 
 
 # Files that were made to do harm
@@ -320,6 +364,13 @@ def test_the_other_formats_that_torch_reads_are_refused_unread(folder, tmp_path,
     assert not mark.exists()
 
 
+def test_a_pickle_with_instructions_that_torch_does_not_write_is_refused(folder):
+    path = folder / WEIGHTS
+    program = next(data for name, data in entries_of(path).items() if name.endswith("data.pkl"))
+    with_pickle(path, program[:-1] + b"N0.")  # push None, and drop it
+    refusal(folder, "pickled with POP; save it again with torch.save")
+
+
 class Described:
     """A tensor as torch.save describes it, with any numbers."""
 
@@ -359,6 +410,9 @@ LIES = {
     "one number as very many": Described(("storage", F, "1", "cpu", N), 0, (2**40, 2**20), (0, 0)),
     "a size that overflows": Described(("storage", F, "1", "cpu", 2**64), 0, (2**62, 4), (4, 1)),
     "a size that is a text": Described(("storage", F, "1", "cpu", "256"), 0, (16, 16), (16, 1)),
+    "a type without a name": Described(("storage", "", "1", "cpu", N), 0, (16, 16), (16, 1)),
+    "a shape that is a number": Described(("storage", F, "1", "cpu", N), 0, 256, (16, 1)),
+    "a text as very many": Described(("storage", F, "1", "cpu", N), 0, (2**59, "ab"), (0, 0)),
     "half a description": Described(("storage", F)),
 }
 
@@ -397,6 +451,40 @@ BOMBS = {
     "very deep": b"\x80\x02" + b"(" * 500_000 + b".",
     "very many": b"\x80\x02" + b"]" * 1_000_000 + b".",
 }
+
+
+VOCABULARIES = {  # tokenizer_params.json -> the message
+    "an id beyond any": ({"special_tokens": {"<|x|>": 2**30 + 1}}, "an id above 1073741824"),
+    "an id twice": ({"special_tokens": {"<|x|>": 300, "<|y|>": 300}}, "an id stands for two tokens"),
+    "a token without a name": ({"special_tokens": {"": 300}}, "a special token without a name"),
+    "half a character": ({"special_tokens": {"\ud800": 300}}, "a special token without a name"),
+    "half a character in the pattern": ({"pattern": "\ud800"}, "the pattern"),
+    "a pattern that is too long": ({"pattern": "a|" * 1500 + r"\s+|\S+"}, "the pattern"),
+    "repeats of repeats": ({"pattern": r"(?:(?:a{999}){999}){999}|\s+|\S+"}, "the pattern"),
+    "repeats of none": ({"pattern": r"(?:(?:(?:a{999}){999}){999}){0}|\s+|\S+"}, "the pattern"),
+    "pieces of nothing": ({"pattern": r"\s*"}, "the pattern"),
+    "a pattern that takes for ever": ({"pattern": r"(.|\s)*" * 10 + "(?<=Z)(?!.)"}, "timed out"),
+    "a bracket too many": ({"pattern": ")"}, r"the pattern"),
+    "very deep": ({"pattern": "(" * 900 + "a" + ")" * 900}, "the pattern"),
+}
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_a_vocabulary_that_tiktoken_would_end_or_never_end_with_is_refused(folder, kind):
+    change, message = VOCABULARIES[kind]
+    path = folder / "tokenizer_params.json"
+    config = json.loads(path.read_text())
+    special = config["special_tokens"] | change.get("special_tokens", {})
+    path.write_text(json.dumps(config | change | {"special_tokens": special}))
+    with pytest.raises(CheckpointError, match=message):
+        Tokenizer(folder / "tokenizer.model")
+
+
+def test_a_vocabulary_that_was_cut_off_is_warned_of(folder):
+    path = folder / "tokenizer.model"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.warns(UserWarning, match="if the file was cut off, download it again"):
+        load_checkpoint(folder)
 
 
 @pytest.mark.parametrize(

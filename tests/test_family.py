@@ -26,6 +26,9 @@ from llama3_scratch.fetch import LLAMA3_TOKENIZER, fetch
 from llama3_scratch.params import PUBLISHED
 from llama3_scratch.tiny import random_weights, write_byte_tokenizer
 
+# Vocabularies here are smaller than the models', which load_checkpoint remarks on.
+pytestmark = pytest.mark.filterwarnings("ignore:tokenizer.model. .* tokens, and the model has .* rows")
+
 # The sizes of the family
 
 

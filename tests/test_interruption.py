@@ -14,7 +14,7 @@ def test_what_is_made_is_there_whole_or_not_at_all(tmp_path, kind):
     gguf = write_gguf(tmp_path / "tiny.gguf", random_tensors())
     (tmp_path / "made").mkdir()
     command = [sys.executable, Path(__file__).parent / "interrupt.py", kind, tmp_path / "made", gguf]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     counts = {line.split()[0]: tuple(map(int, line.split()[1:])) for line in done.stdout.splitlines()}
     there, of = counts.pop("killed_at_random_moments")
