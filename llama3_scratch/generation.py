@@ -65,6 +65,8 @@ def generate(
 
 def _prompts(tokens: Sequence[int] | Tensor | Sequence[Sequence[int]], vocab_size: int) -> tuple[bool, list[list[int]]]:
     """Whether it is a single prompt, and all prompts as checked lists of ids."""
+    if isinstance(tokens, Tensor):
+        tokens = functional.check_tokens(tokens, vocab_size)
     rows = tokens.tolist() if hasattr(tokens, "tolist") else tokens
     rows = list(rows) if isinstance(rows, Iterable) else rows
     nested = isinstance(rows, list) and bool(rows) and all(map(_is_prompt, rows))

@@ -66,7 +66,7 @@ def test_ids_that_cannot_be_are_refused(ckpt, model, ids):
     refused(lambda: model(tokens), kind, match)
 
 
-@pytest.mark.parametrize("ids", [ids for ids in IDS if "sparse" not in ids and "unequal" not in ids])
+@pytest.mark.parametrize("ids", [ids for ids in IDS if "unequal" not in ids])
 def test_so_they_are_as_a_prompt(model, ids):
     with pytest.raises((ValueError, TypeError), match=r"token|list"):
         generate(model, IDS[ids][0])
