@@ -89,9 +89,8 @@ def load_checkpoint(
     if dtype is None and len(stored) > 1:
         (a, key_a), (b, key_b) = list(stored.items())[:2]
         raise CheckpointError(f"{folder}: {key_b} is {b}, and {key_a} is {a}; say dtype=... for one")
-    if torch.device("cpu" if device is None else device).type != "cpu" or (
-        dtype is not None and set(stored) != {dtype}
-    ):
+    elsewhere = device is not None and torch.device(device).type != "cpu"
+    if elsewhere or (dtype is not None and set(stored) != {dtype}):
         weights, read_only = _copies(weights, dtype, device), False
     return Checkpoint(params, weights, tokenizer, folder, read_only)
 

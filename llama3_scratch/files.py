@@ -174,10 +174,14 @@ def _lock(folder: Path) -> int:
     import fcntl
 
     handle = os.open(folder, os.O_RDONLY)
-    os.set_inheritable(handle, True)  # for pip, which may go on writing when we are killed
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"waiting for another process that writes to {folder.name}", file=sys.stderr)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        os.set_inheritable(handle, True)  # for pip, which may go on writing when we are killed
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that writes to {folder.name}", file=sys.stderr)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    except BaseException:  # no locks here, or Ctrl-C while waiting
+        os.close(handle)
+        raise
     return handle

@@ -207,8 +207,8 @@ def output_weight(weights: Mapping[str, Tensor]) -> Tensor:
 def check_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
     """The ids as a tensor of int64, [seq] or [batch, seq].
 
-    Raises ValueError for none at all, lists of unequal length, or an id outside the vocabulary, TypeError for ids that
-    are not integers.
+    Raises ValueError for none at all, lists of unequal length or of texts, or an id outside the vocabulary, TypeError
+    for anything else that is not integers.
     """
     try:
         tokens = torch.as_tensor(tokens)

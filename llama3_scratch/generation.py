@@ -171,10 +171,11 @@ def generate_text(model: Llama, tokenizer: Tokenizer, prompt: str | Sequence[int
     """
     expect(tokenizer, Tokenizer, "tokenizer must be the checkpoint's tokenizer")
     tokens = tokenizer.encode(prompt, bos=tokenizer.add_bos) if isinstance(prompt, str) else prompt
-    if not _prompts(tokens, model.params.vocab_size)[0]:
+    single, prompts = _prompts(tokens, model.params.vocab_size)
+    if not single:
         raise ValueError("generate_text continues one text; call it for each, or take generate for several")
     options = {"max_new_tokens": 256, "stop_tokens": tokenizer.stop_tokens} | options
-    return decode_stream(generate(model, tokens, **options), tokenizer)
+    return decode_stream(generate(model, prompts[0], **options), tokenizer)
 
 
 def decode_stream(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:

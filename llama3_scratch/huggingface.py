@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .files import CheckpointError, list_folder, open_file, read_json, what_it_is
+from .files import MOST_TEXT_BYTES, CheckpointError, list_folder, open_file, read_json, what_it_is
 from .messages import reason, short, short_name
 from .params import ModelArgs
 from .weights import LazyWeights, check_weights, map_file, numbers_at
@@ -49,7 +49,6 @@ _PARAMS = {
     "rope_old_context_len": "original_max_position_embeddings",
 }
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-_MOST_LIST_BYTES = 32 * 2**20  # of a safetensors file; that of the 405B model has 0.1 MB
 
 
 def read_params(folder: Path) -> ModelArgs:
@@ -191,7 +190,7 @@ def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
     with open_file(path) as f:
         start = f.read(64)
     length = int.from_bytes(start[:8], "little")  # of the list
-    what = what_it_is(start) or ("its list of tensors is larger than any model's" if length > _MOST_LIST_BYTES else "")
+    what = what_it_is(start) or ("its list of tensors is larger than any model's" if length > MOST_TEXT_BYTES else "")
     if what:
         raise CheckpointError(f"{path}: not a readable safetensors file ({what}); download it again")
     try:

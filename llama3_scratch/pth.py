@@ -3,7 +3,8 @@
 A .pth file is an uncompressed zip. `data.pkl` is a pickle with the names, types, shapes and places of all tensors, and
 `data/0`, `data/1`, ... hold their bytes. A pickle is a program: "push this text, make a tuple, call that function", and
 the function may be any. `torch.load(weights_only=True)` allows some and calls them; here none is called. (It also
-believes what a file says of its sizes and of the order of its bytes, so that a wrong word there can end the process.)
+believes what a file says of its sizes and of the order of its bytes: with `map_location="meta"`, which is how names and
+shapes could be read without the numbers, a wrong word there ends the process.)
 """
 
 import errno

@@ -211,3 +211,9 @@ def test_ids_without_a_token_are_refused(ckpt, ids, kind):
 def test_ids_of_tensors_are_decoded(ckpt):
     ids = ckpt.tokenizer.encode("the question")
     assert ckpt.tokenizer.decode(torch.tensor(ids)) == ckpt.tokenizer.decode(np.array(ids)) == "the question"
+
+
+def test_a_prompt_may_be_read_once_only(ckpt, model):
+    ids = ckpt.tokenizer.encode("the question", bos=True)
+    expected = list(generate_text(model, ckpt.tokenizer, ids, max_new_tokens=4))
+    assert list(generate_text(model, ckpt.tokenizer, iter(ids), max_new_tokens=4)) == expected
