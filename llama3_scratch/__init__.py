@@ -1,12 +1,16 @@
 """Llama 3 from scratch: the small package behind the notebooks."""
 
 from . import functional
+from .batching import generate_batch
+from .cache import KVCache
 from .chat import encode_chat
-from .checkpoint import Checkpoint, load_checkpoint
-from .files import CheckpointError
 from .generation import generate, generate_text
-from .model import KVCache, Llama
+from .loading import fetch
+from .loading.checkpoint import Checkpoint, load_checkpoint
+from .messages import CheckpointError
+from .model import Llama
 from .params import ModelArgs
+from .prompt import read_prompt
 from .tokenizer import Tokenizer
 
 __all__ = [
@@ -17,8 +21,11 @@ __all__ = [
     "ModelArgs",
     "Tokenizer",
     "encode_chat",
+    "fetch",
     "functional",
     "generate",
+    "generate_batch",
     "generate_text",
     "load_checkpoint",
+    "read_prompt",
 ]

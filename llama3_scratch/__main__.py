@@ -1,36 +1,31 @@
-"""The commands: python -m llama3_scratch fetch | run | generate."""
+"""The commands: llama3-scratch fetch | run | generate, or python -m llama3_scratch ..."""
 
 import argparse
+import importlib.metadata
 import itertools
 import os
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
-from .files import CheckpointError
-from .messages import reason
+from .checks import DTYPES
+from .messages import CheckpointError, reason
+
+_EXAMPLES = """examples:
+  %(prog)s --prompt "The capital of France is"
+  %(prog)s --chat --prompt "What is the capital of France?"
+  %(prog)s --checkpoint path/to/model --dtype float32 --temperature 0.7 --top-p 0.9 --seed 1 --prompt "Once upon a time"
+  %(prog)s < story.txt
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llama3_scratch", description="Llama 3 from scratch.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    fetch_parser = commands.add_parser("fetch", help="get the small real model and Llama 3's vocabulary")
-    fetch_parser.add_argument("names", nargs="*", help="what to get; without a name, all")
-    run_parser = commands.add_parser("run", help="execute notebooks and write them as HTML")
-    run_parser.add_argument("notebooks", nargs="*", type=Path, help="files; without any, all in notebooks/")
-    run_parser.add_argument("--store", action="store_true", help="keep the outputs in the notebooks themselves")
-    run_parser.add_argument("--build", type=Path, default=Path("build"), help="folder for the HTML (default: build)")
-    write_parser = commands.add_parser("generate", help="let a model continue a text, or answer it")
-    write_parser.add_argument("--checkpoint", help="a name or a folder; default: LLAMA3_CHECKPOINT, or the small model")
-    write_parser.add_argument("--prompt", required=True)
-    write_parser.add_argument("--chat", action="store_true", help="the prompt is a message to an instruct model")
-    write_parser.add_argument("--max-new-tokens", type=int, default=128)
-    write_parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most probable token")
-    write_parser.add_argument("--top-p", type=float, default=1.0)
-    write_parser.add_argument("--top-k", type=int)
-    write_parser.add_argument("--seed", type=int)
-    options = parser.parse_args(arguments)
+    """Do what the arguments say; the exit status is 0 for success, 1 for a notebook that failed, 2 for what cannot be
+    done as it was asked for, 130 after Ctrl-C.
+    """
+    options = _parser().parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter shows a question mark
     try:
@@ -39,12 +34,86 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as e:  # CheckpointError is a ValueError
-        print(f"{e.filename}: {reason(e)}" if getattr(e, "filename", None) else e, file=sys.stderr)
+        filename = getattr(e, "filename", None)
+        print(f"{filename}: {reason(e)}" if filename else e, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = "" if options.command == "generate" else "; to go on, run the same command again"
         print(f"\ninterrupted{again}", file=sys.stderr)
         return 130
+
+
+def command_line() -> None:
+    """main, for a shell."""
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # the sentence, without a line of our source
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    program = "llama3-scratch" if Path(sys.argv[0]).stem == "llama3-scratch" else "python -m llama3_scratch"
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Llama 3 from scratch: fetch the small model, run the notebooks, let a model write.",
+        epilog=f"'{program} COMMAND --help' says more of each.",
+    )
+    parser.add_argument("--version", action="version", version=f"llama3-scratch {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    fetch = commands.add_parser("fetch", help="get the small real model and Llama 3's vocabulary")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="smollm2-135m or llama3-tokenizer; default: both")
+
+    run = commands.add_parser("run", help="execute notebooks and write them as HTML")
+    run.add_argument("notebooks", nargs="*", type=Path, metavar="FILE", help="default: all in notebooks/")
+    run.add_argument("--store", action="store_true", help="keep the outputs in the notebooks themselves")
+    run.add_argument("--build", type=Path, default=Path("build"), help="folder for the HTML; default: %(default)s")
+
+    write = commands.add_parser(
+        "generate",
+        help="let a model continue a text, or answer it",
+        description="Let a model continue a text, or answer it. The text goes to stdout, the figures to stderr.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    write.set_defaults(error=write.error)
+    write.add_argument("--prompt", metavar="TEXT", help="what to go on from; '-' or a pipe: all of stdin")
+    write.add_argument(
+        "--checkpoint",
+        metavar="MODEL",
+        help="a folder or a name; default: the environment variable LLAMA3_CHECKPOINT, or smollm2-135m",
+    )
+    write.add_argument(
+        "--dtype",
+        choices=list(DTYPES),
+        help="compute in it; default: LLAMA3_DTYPE, or the type of the file",
+    )
+    write.add_argument("--chat", action="store_true", help="the prompt is a message to an instruct model")
+    write.add_argument(
+        "--max-new-tokens", type=int, default=128, metavar="N", help="stop after N tokens; default: %(default)s"
+    )
+    write.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0: always the most probable token; 1: as probable as the model says; default: %(default)s",
+    )
+    write.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the most probable tokens that together have this probability; default: %(default)s, all",
+    )
+    write.add_argument("--top-k", type=int, metavar="K", help="draw from the K most probable tokens; default: all")
+    write.add_argument("--seed", type=int, metavar="N", help="draw the same again; default: another text each time")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("llama3-scratch")
+    except importlib.metadata.PackageNotFoundError:  # run from a folder, without having been installed
+        return "(not installed)"
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -60,7 +129,12 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from . import notebooks
+    try:
+        from . import runner
+    except ModuleNotFoundError as e:
+        raise ValueError(
+            f"notebooks need {e.name}, which is not installed: pip install '.[notebooks]' brings it"
+        ) from e
 
     paths = options.notebooks or sorted(Path("notebooks").glob("*.ipynb"))
     missing = [path for path in paths if not path.is_file()]
@@ -68,32 +142,49 @@ def _run(options: argparse.Namespace) -> int:
         raise CheckpointError(
             f"{missing[0] if missing else 'notebooks/'}: no notebook there; run this from the repository"
         )
-    return 0 if notebooks.execute(paths, options.build, options.store) else 1
+    return 0 if runner.execute(paths, options.build, options.store) else 1
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    """What --prompt says, or stdin without its last line's end, which `echo` adds and nobody means."""
+    if options.prompt not in (None, "-"):
+        return str(options.prompt)
+    if options.prompt is None and (sys.stdin is None or sys.stdin.isatty()):
+        options.error("a text is needed: say --prompt TEXT, or send one through a pipe")
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"stdin: not text in {sys.stdin.encoding} ({reason(e)})") from e
+    if not text:
+        options.error("nothing came through stdin: say --prompt TEXT, or send a text through a pipe")
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _generate(options: argparse.Namespace) -> int:
     """The text goes to stdout as it comes, the figures to stderr."""
+
     from . import Llama, encode_chat, generate, load_checkpoint
     from .generation import decode_stream
 
-    checkpoint = load_checkpoint(options.checkpoint)
+    prompt = _prompt(options)
+    checkpoint = load_checkpoint(options.checkpoint, DTYPES.get(options.dtype))
     tokenizer = checkpoint.tokenizer
     if tokenizer is None:
         raise CheckpointError(f"{checkpoint.path}: no tokenizer.json, so there is no way to read a prompt")
     if options.chat:
-        tokens = encode_chat(tokenizer, [{"role": "user", "content": options.prompt}])
+        tokens = encode_chat(tokenizer, [{"role": "user", "content": prompt}])
     else:
-        tokens = tokenizer.encode(options.prompt, bos=tokenizer.add_bos)
+        tokens = tokenizer.encode(prompt, bos=tokenizer.add_bos)
     settings = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
     ids = generate(Llama.from_checkpoint(checkpoint), tokens, stop_tokens=tokenizer.stop_tokens, **settings)
     times = [time.perf_counter()]  # the start, then the arrival of each token
 
-    def timed():
+    def timed() -> Iterator[int]:
         for id in ids:
             times.append(time.perf_counter())
             yield id
 
-    for piece in itertools.chain([] if options.chat else [options.prompt], decode_stream(timed(), tokenizer)):
+    for piece in itertools.chain([] if options.chat else [prompt], decode_stream(timed(), tokenizer)):
         print(piece, end="", flush=True)
     print(flush=True)
     written = len(times) - 1
@@ -108,5 +199,4 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # the sentence, without a line of our source
-    sys.exit(main())
+    command_line()

@@ -1,64 +1,65 @@
 """Conversations as tokens. An instruct model has learned to answer texts in one exact format."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from .messages import expect, short
-from .tokenizer import LLAMA3_BOS, Tokenizer
-
-ROLES = ("system", "user", "assistant", "ipython")  # the last one carries what tools returned, in Llama 3.1
-# What SmolLM2 was trained to see where a conversation does not begin with a system message.
-SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+from .checks import check_chat_format, check_messages, check_tool_calls
+from .messages import expect
+from .tokenizer import Tokenizer
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+) -> list[int]:
     """Token ids of a conversation, ending where the assistant is to speak.
 
-    Each message is {"role": "system", "user" or "assistant", "content": text}. The format is the one whose control
-    tokens the vocabulary has: Llama 3's, or SmolLM2's. Text is text: a message that spells out "<|eot_id|>" does not
-    end its turn. Raises ValueError for no messages, another role, or a vocabulary that has neither format.
+    Each message is {"role": "system", "user", "assistant" or "tool", "content": text}. The folder's chat template says
+    the format; tools=[...], date_string="..." and other `variables` are for it. Without one, in Meta's layout, it is
+    Llama 3's, to base models too, since they share the instruct models' tokenizer.model. (Hugging Face's template of
+    Llama 3.1 opens with a dated system message; Meta's code, and so the format here, does not.)
+
+    Text is text: a message that spells out "<|eot_id|>" does not end its turn. Here, text and control tokens are
+    encoded apart; for a template, one character of each control token is exchanged for a stand-in wherever it occurs
+    in messages and variables, until the tokens that the template itself wrote are cut out (loading/chat_template.py).
+    Raises ValueError for messages that do not fit, a template that fails, or a vocabulary without a format.
     """
     expect(tokenizer, Tokenizer, "tokenizer must be the checkpoint's tokenizer")
-    messages = list(messages) if isinstance(messages, Iterable) else [messages]
-    for message in messages:
-        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise ValueError(f"a message needs a role and a content, both text: {short(message)}")
-        if message.get("role") not in ROLES:
-            raise ValueError(f"role must be one of {', '.join(ROLES)}, not {short(message.get('role'))}")
-    if not messages:
-        raise ValueError("no messages")
-    if {LLAMA3_BOS, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"} <= tokenizer.special_tokens.keys():
-        return llama3_chat(tokenizer, messages)
-    if {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_tokens.keys():
-        return smollm2_chat(tokenizer, messages)
-    raise ValueError("this vocabulary has no control tokens for conversations; is it a base model?")
+    if tokenizer.chat_template is None:
+        check_chat_format(tokenizer, variables)
+        return llama3_chat(tokenizer, messages, add_generation_prompt)
+    pieces = tokenizer.chat_template.pieces(messages, add_generation_prompt, **variables)
+    return [i for text, allowed in pieces for i in tokenizer.encode(text, allowed_special=allowed)]
 
 
-def llama3_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def llama3_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], open_turn: bool = True) -> list[int]:
     """<|begin_of_text|>, then <|start_header_id|>role<|end_header_id|>, two newlines, text and <|eot_id|> for each
-    message, then an open header for the assistant (Meta's llama3/tokenizer.py, ChatFormat).
+    message, then an open header for the assistant (Meta's llama3/tokenizer.py and, since 3.1, chat_format.py).
+
+    "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Oslo"}}}] in an assistant's message calls a
+    tool: JSON, or code after <|python_tag|> for "code_interpreter". It ends in <|eom_id|>, as the turn goes on: what
+    the tool returned follows as the content of role "tool" ("ipython" to the model).
     """
-    control = tokenizer.special_tokens
+    control, encode = tokenizer.special_tokens, tokenizer.encode
 
     def header(role: str) -> list[int]:
-        name = tokenizer.encode(role)
-        return [control["<|start_header_id|>"], *name, control["<|end_header_id|>"], *tokenizer.encode("\n\n")]
+        name = encode("ipython" if role == "tool" else role)
+        return [control["<|start_header_id|>"], *name, control["<|end_header_id|>"], *encode("\n\n")]
 
-    ids = [control[LLAMA3_BOS]]
-    for message in messages:
-        ids += header(message["role"]) + tokenizer.encode(message["content"].strip()) + [control["<|eot_id|>"]]
-    return ids + header("assistant")
-
-
-def smollm2_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """<|im_start|>role, a newline, text, <|im_end|> and a newline for each message, then the assistant's opening.
-
-    This is ChatML, with a first message of its own where the conversation has no system message.
-    """
-    control = tokenizer.special_tokens
-    if messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": SMOLLM2_SYSTEM}, *messages]
-    ids = []
-    for message in messages:
-        text = tokenizer.encode(f"{message['role']}\n{message['content']}")
-        ids += [control["<|im_start|>"], *text, control["<|im_end|>"], *tokenizer.encode("\n")]
-    return [*ids, control["<|im_start|>"], *tokenizer.encode("assistant\n")]
+    ids = [control["<|begin_of_text|>"]]
+    for message in check_messages(messages, ("system", "user", "assistant", "tool", "ipython")):
+        calls = check_tool_calls(message, control)
+        ids += header(message["role"])
+        if calls and calls[0][0] == "code_interpreter":
+            ids.append(control["<|python_tag|>"])
+        ids += encode(message["content"].strip())
+        for name, arguments in calls:
+            query = arguments.get("query")
+            if name == "code_interpreter":
+                ids += encode(arguments["code"])
+            elif name in ("brave_search", "wolfram_alpha", "photogen"):  # which the models know from training
+                ids += encode(f'{name}.call(query="{query}")')
+            else:
+                ids += encode(json.dumps({"type": "function", "name": name, "parameters": arguments}))
+        ids.append(control["<|eom_id|>" if calls else "<|eot_id|>"])
+    return ids + (header("assistant") if open_turn else [])

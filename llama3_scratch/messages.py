@@ -1,13 +1,23 @@
-"""Words for what went wrong: values, names and errors in one short line each, and two checks of arguments."""
+"""Words for what went wrong: values, names and errors in one short line each. And the progress bar."""
 
 import reprlib
+from collections.abc import Iterable
 from numbers import Integral
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 _REPR = reprlib.Repr()  # never looks further into a value than it prints
 _REPR.maxstring = _REPR.maxother = 80
 
+T = TypeVar("T")
 
-def reason(error: Exception) -> str:
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used. The message names the file, the key and what to do."""
+
+
+def reason(error: BaseException) -> str:
     """What went wrong, in one short line."""
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.split())[:200]
@@ -24,12 +34,18 @@ def short_name(text: object, most: int = 100) -> str:
     return text if isinstance(text, str) and text.isprintable() and len(text) <= most else short(text)
 
 
-def expect(value: object, kind: type | tuple[type, ...], what: str):
-    """Raise TypeError unless a value that somebody passed is of this kind."""
+def expect(value: object, kind: Any, what: str) -> None:
+    """Raise TypeError unless a value that somebody passed is of this kind, as isinstance takes it."""
     if not isinstance(value, kind):
         raise TypeError(f"{what}, not {short(value)}")
 
 
-def is_whole(value: object) -> bool:
+def is_integer(value: object) -> bool:
     """Whether it is an integer, numpy's among them; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def progress(items: Iterable[T], what: str, unit: str = "it", delay: float = 2.0) -> Iterable[T]:
+    """The items, with a progress bar if they take longer than `delay` seconds."""
+    bar: Iterable[T] = tqdm(items, desc=what, unit=unit, delay=delay, leave=False)
+    return bar

@@ -6,10 +6,11 @@ the numbers catches a wrong picture, which comparing images could not do across 
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from io import BytesIO
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
-from matplotlib.ticker import FuncFormatter
+from matplotlib.quiver import Quiver
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and of different brightness in grey.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#444444")
 _MARKS = ("-", "--", "-.", ":")
 _CMAP = "viridis"  # brightness rises evenly from end to end
-_STYLE = {
+_SIGNED_CMAP = "PuOr_r"  # purple below 0, orange above, white between: no red beside green
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -36,35 +39,47 @@ _MAX_TICKS = 48
 
 
 class Picture:
-    """A finished figure. `figure` and `figure.axes` are matplotlib's, to read or to draw more on."""
+    """A finished figure. `figure` and `figure.axes` are matplotlib's, to read or to draw more on; `alt` is a text for
+    those who cannot see it.
+    """
 
-    def __init__(self, figure: Figure):
-        self.figure = figure
+    def __init__(self, figure: Figure, alt: str = "") -> None:
+        self.figure, self.alt = figure, alt
 
     @property
     def axes(self) -> list[Axes]:
         return self.figure.axes
 
-    def save(self, path: str | Path, dpi: int = 150):
+    def save(self, path: str | Path, dpi: int = 150) -> None:
         """Write the picture to a file; the ending says which format."""
         with rc_context(_STYLE | {"font.family": _families()}):
             self.figure.savefig(path, dpi=dpi, bbox_inches="tight")
 
-    def _repr_mimebundle_(self, include=None, exclude=None):
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         png = BytesIO()
         with rc_context(_STYLE | {"font.family": _families()}):
             self.figure.savefig(png, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
-        return {"image/png": png.getvalue(), "text/plain": repr(self)}
+        data = {"image/png": png.getvalue(), "text/plain": repr(self)}
+        return data, {"image/png": {"alt": self.alt or self._titles()}}
 
-    def __repr__(self):
+    def _titles(self) -> str:
+        """What a screen reader says where nobody wrote a text: the titles, and the names of the axes."""
+        told = [text for ax in self.axes for text in (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) if text]
+        return "Picture: " + "; ".join(told) if told else "Picture"
+
+    def __repr__(self) -> str:
         return "\n".join(["Picture", *(line for ax in self.axes for line in _numbers(ax))])
 
 
-def _styled(function):
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def styled(function: Callable[P, R]) -> Callable[P, R]:
     """Run a function under our style: matplotlib reads it when each text is made, long after the figure."""
 
     @wraps(function)
-    def styled(*args, **kwargs):
+    def styled(*args: P.args, **kwargs: P.kwargs) -> R:
         with rc_context(_STYLE | {"font.family": _families()}):
             return function(*args, **kwargs)
 
@@ -85,7 +100,7 @@ def label(token: str | bytes, limit: int = 14) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
-def token_labels(tokenizer, ids: Sequence[int]) -> list[str]:
+def token_labels(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The label of each id."""
     return [label(tokenizer.token_bytes(i)) for i in ids]
 
@@ -95,7 +110,7 @@ def token_strip(labels: Sequence[str], ids: Sequence[int] | None = None, title: 
     return token_rows([labels], below=None if ids is None else [[str(i) for i in ids]], title=title)
 
 
-@_styled
+@styled
 def token_rows(
     rows: Sequence[Sequence[str]],
     names: Sequence[str] | None = None,
@@ -108,11 +123,12 @@ def token_rows(
     """
     char, line, gap = 0.11, 0.30 if below is None else 0.50, 0.14  # inches
     margin = char * max([len(n) for n in names or [""]]) + (0.15 if names else 0)
-    x_max, y, boxes = 0.0, 0.0, []
+    x_max, y = 0.0, 0.0
+    boxes: list[tuple[float, float, float, str, str, int | str]] = []
     for r, row in enumerate(rows):
         x = margin
         if names:
-            boxes.append((0, y, None, names[r], None, None))
+            boxes.append((0, y, 0, names[r], "", "name"))
         for c, text in enumerate(row):
             under = below[r][c] if below else ""
             width = 0.12 + char * max(_columns(text), 0.75 * _columns(under), 1)
@@ -126,11 +142,11 @@ def token_rows(
     ax.set(xlim=(0, max(x_max, 3)), ylim=(y, -0.1), title=title)
     ax.axis("off")
     for x, top, width, text, under, kind in boxes:
-        if width is None:
+        if kind == "name":
             ax.text(x, top + 0.14, text, va="center", color="#555555")
             continue
-        strong_box = kind == "strong"
-        face = COLORS[0] if strong_box else ("#DCE9F2", "#FBEFD5")[kind % 2]
+        strong_box = not isinstance(kind, int)
+        face = COLORS[0] if isinstance(kind, str) else ("#DCE9F2", "#FBEFD5")[kind % 2]
         ax.add_patch(Rectangle((x, top), width, 0.28, facecolor=face, edgecolor="#777777", linewidth=0.6, gid="token"))
         color = "white" if strong_box else "black"
         ax.text(
@@ -147,7 +163,7 @@ def token_rows(
     return Picture(figure)
 
 
-@_styled
+@styled
 def heatmap(
     values: torch.Tensor,
     rows: Sequence[str] | None = None,
@@ -159,41 +175,66 @@ def heatmap(
     vmin: float | None = None,
     vmax: float | None = None,
     hidden: torch.Tensor | None = None,
+    numbers: bool = False,
+    signed: bool = False,
 ) -> Picture:
     """A matrix [rows, columns] as colours. Cells that are -inf or NaN are hatched: masked, not small. So are those
-    where `hidden`, a matrix of booleans, is True.
+    where `hidden`, a matrix of booleans, is True. With `numbers`, small matrices have their values written in, in
+    hundredths, where there is room. `signed` gives each sign a colour of its own, with white for 0, and writes the
+    sign into cells that are far from it.
     """
     if hidden is not None:
         values = values.masked_fill(hidden, -torch.inf)
     n_rows, n_columns = values.shape
-    width, height = (min(max(0.26 * n, 2.4), 7) for n in (n_columns, n_rows))
+    cell = min(0.26, 7 / max(n_rows, n_columns))
+    width, height = (max(cell * n, 2.4) for n in (n_columns, n_rows))
     figure, ax = _figure(width + 1.9, height + 1.1)
-    image = _draw_matrix(ax, values, vmin, vmax)
+    if signed:
+        vmax = values[values.isfinite()].abs().max().item() if vmax is None else vmax
+        vmin = -vmax
+        for row, column in (values.abs() > vmax / 4).nonzero().tolist():  # for readers in grey
+            sign = "+" if values[row, column] > 0 else "\N{MINUS SIGN}"
+            strong = values[row, column].abs() > 0.6 * vmax
+            ax.text(column, row, sign, ha="center", va="center", fontsize=7, color="white" if strong else "black")
+    image = _draw_matrix(ax, values, vmin, vmax, _SIGNED_CMAP if signed else _CMAP)
+    if numbers and max(n_rows, n_columns) <= 26:
+        _write_hundredths(ax, image)
     _name_ticks(ax, rows, columns)
     ax.set(title=title, xlabel=column_name, ylabel=row_name)
     figure.colorbar(image, ax=ax, label=value_name, shrink=0.8)
     return Picture(figure)
 
 
-@_styled
+@styled
 def heatmap_sheet(
-    values: torch.Tensor, titles: Sequence[str], title: str = "", hidden: torch.Tensor | None = None
+    values: torch.Tensor,
+    titles: Sequence[str],
+    title: str = "",
+    hidden: torch.Tensor | None = None,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    row_name: str = "",
+    column_name: str = "",
+    panel: tuple[float, float] = (2.1, 2.2),
 ) -> Picture:
     """A stack of matrices [n, rows, columns] as small heatmaps on one colour scale, 0 to the largest value. Cells
-    where `hidden`, [rows, columns], is True are hatched.
+    where `hidden`, [rows, columns], is True are hatched. Names of rows and columns stand at the sheet's outer edges;
+    a panel is `panel` inches wide and high.
     """
     if hidden is not None:
         values = values.masked_fill(hidden, -torch.inf)
     n = len(values)
-    columns = min(n, max(3, math.ceil(math.sqrt(n))))
-    rows = math.ceil(n / columns)
-    figure = Figure(figsize=(2.1 * columns + 0.6, 2.2 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    across = min(n, max(3, math.ceil(math.sqrt(n))))
+    down = math.ceil(n / across)
+    figure = Figure(figsize=(panel[0] * across + 0.6, panel[1] * down + 0.4), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).flatten()
     shown = values.detach().float()
     vmax = shown[shown.isfinite()].max().item()
-    for ax, matrix, name in zip(axes, values, titles, strict=False):
+    for i, (ax, matrix, name) in enumerate(zip(axes, values, titles, strict=False)):
         image = _draw_matrix(ax, matrix, 0, vmax)
-        ax.set(title=name, xticks=[], yticks=[])
+        at_left, at_bottom = i % across == 0, i + across >= n
+        _name_ticks(ax, rows if at_left else None, columns if at_bottom else None, most=32, size=5.5)
+        ax.set(title=name, ylabel=row_name if at_left else "", xlabel=column_name if at_bottom else "")
     for ax in axes[n:]:
         ax.axis("off")
     figure.suptitle(title)
@@ -201,7 +242,7 @@ def heatmap_sheet(
     return Picture(figure)
 
 
-@_styled
+@styled
 def complex_plane(row: torch.Tensor, title: str = "", name: str = "pair") -> Picture:
     """Complex numbers [n] as arrows from the origin, the unit circle behind them. Colour runs from first to last."""
     values = row.detach().cpu().resolve_conj().numpy()
@@ -210,16 +251,21 @@ def complex_plane(row: torch.Tensor, title: str = "", name: str = "pair") -> Pic
     ax.plot(np.cos(turn), np.sin(turn), color="#BBBBBB", linewidth=0.8)
     n = len(values)
     origin, order = np.zeros(n), np.arange(n)
-    scale = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.006}
+    scale: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.006}
     arrows = ax.quiver(origin, origin, values.real, values.imag, order, cmap=_CMAP, **scale)
     ax.scatter(values.real, values.imag, c=order, cmap=_CMAP, s=18, zorder=3)
-    reach = 1.1 * max(1.0, np.abs(values).max())
+    reach = 1.2 * max(1.0, np.abs(values).max())
+    named: list[complex] = []
+    for i, value in enumerate(values):
+        if all(abs(value - other) > 0.12 * reach for other in named):  # numbers must not cover each other
+            ax.annotate(str(i), (1.1 * value.real, 1.1 * value.imag), ha="center", va="center", fontsize=7)
+            named.append(value)
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title, xlabel="real", ylabel="imaginary")
     figure.colorbar(arrows, ax=ax, label=name, shrink=0.8)
     return Picture(figure)
 
 
-@_styled
+@styled
 def lines(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     title: str = "",
@@ -228,26 +274,49 @@ def lines(
     log_x: bool = False,
     log_y: bool = False,
     dots: bool = False,
+    levels: Mapping[str, float] | None = None,
 ) -> Picture:
-    """Curves by name, each (x values, y values), told apart by colour and by dashes."""
+    """Curves by name, each (x values, y values), told apart by colour and by dashes. `levels` are horizontal lines, by
+    name.
+    """
     figure, ax = _figure(6.4, 3.4)
-    for i, (name, (x, y)) in enumerate(curves.items()):
-        style = {"color": COLORS[i % len(COLORS)], "linestyle": _MARKS[i % len(_MARKS)]}
-        ax.plot(_array(x), _array(y), label=name, marker="." if dots else "", linewidth=1.6, **style)
+    _draw_lines(ax, curves, dots)
     if log_x:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(FuncFormatter(_plain))
+        _log_scale(ax, "x")
     if log_y:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(FuncFormatter(_plain))
+        _log_scale(ax, "y")
     ax.set(title=title, xlabel=x_name, ylabel=y_name)
-    ax.grid(color="#E5E5E5", linewidth=0.6)
-    if len(curves) > 1:
-        ax.legend(frameon=False)
+    for name, level in (levels or {}).items():
+        ax.axhline(level, color="#777777", linewidth=1, linestyle=(0, (6, 3)))
+        ax.text(0.01, level, name, va="bottom", fontsize=8, color="#555555", transform=ax.get_yaxis_transform())
     return Picture(figure)
 
 
-@_styled
+@styled
+def panels(
+    parts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    title: str = "",
+    x_name: str = "",
+    log_y: Sequence[str] = (),
+) -> Picture:
+    """Pictures of curves, one below the other over the same x: for each part its name, written above it, and its
+    curves as `lines` takes them. The parts named in `log_y` have a log scale.
+    """
+    figure = Figure(figsize=(6.8, 1.75 * len(parts) + 0.7), layout="constrained")
+    axes = figure.subplots(len(parts), 1, sharex=True, squeeze=False).flatten()
+    told: list[str] = []
+    for ax, (name, curves) in zip(axes, parts.items(), strict=True):
+        _draw_lines(ax, curves, dots=True, legend=list(curves) != told)  # the same names need no second legend
+        told = list(curves)
+        if name in log_y:
+            _log_scale(ax, "y")
+        ax.set_title(name, loc="left", fontsize=9)
+    axes[-1].set_xlabel(x_name)
+    figure.suptitle(title)
+    return Picture(figure)
+
+
+@styled
 def bars(
     labels: Sequence[str],
     groups: Mapping[str, Sequence[float]] | Sequence[float],
@@ -273,7 +342,7 @@ def bars(
     return Picture(figure)
 
 
-@_styled
+@styled
 def histogram(groups: Mapping[str, torch.Tensor], bins: int = 60, title: str = "", x_name: str = "") -> Picture:
     """How the numbers of each group are spread, as outlines on shared bins. Counts are on a log scale."""
     figure, ax = _figure(6.4, 3.2)
@@ -292,7 +361,36 @@ def histogram(groups: Mapping[str, torch.Tensor], bins: int = 60, title: str = "
     return Picture(figure)
 
 
-@_styled
+@styled
+def curves_at_work(
+    curves: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    inputs: torch.Tensor,
+    title: str = "",
+    x_name: str = "",
+) -> Picture:
+    """Curves over the range of the numbers that really go into them, and below, how these numbers are spread. The
+    grey band holds the middle 95 % of them.
+    """
+    values = _array(inputs).ravel()
+    low, high = np.quantile(values, (0.025, 0.975))
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    x = torch.linspace(float(values.min()), float(values.max()), 121, dtype=torch.float64)
+    for i, (name, curve) in enumerate(curves.items()):
+        style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": _MARKS[i % len(_MARKS)]}
+        top.plot(_array(x), _array(curve(x)), label=name, linewidth=2.2 if i == 0 else 1.4, **style)
+    counts, edges = np.histogram(values, 60)
+    bottom.stairs(counts / len(values), edges, fill=True, color=COLORS[0], alpha=0.7)
+    for ax in (top, bottom):
+        ax.axvspan(low, high, color="#EDEDED", zorder=0)
+        ax.grid(color="#E5E5E5", linewidth=0.6)
+    top.legend(frameon=False)
+    top.set(title=title, ylabel="output")
+    bottom.set(xlabel=x_name, ylabel="share of the inputs")
+    return Picture(figure)
+
+
+@styled
 def blocks(sizes: Mapping[str, float], title: str = "", unit: str = "") -> Picture:
     """A whole cut into named parts: one long bar, each part as wide as its share, listed below with its size."""
     figure, ax = _figure(8.4, 1.1 + 0.24 * len(sizes))
@@ -314,7 +412,7 @@ def blocks(sizes: Mapping[str, float], title: str = "", unit: str = "") -> Pictu
     return Picture(figure)
 
 
-@_styled
+@styled
 def predictions(
     labels: Sequence[str], guesses: Sequence[str], probs: Sequence[float], right: Sequence[bool], title: str = ""
 ) -> Picture:
@@ -331,7 +429,7 @@ def predictions(
     return Picture(figure)
 
 
-@_styled
+@styled
 def turns(points: Mapping[str, torch.Tensor], title: str = "") -> Picture:
     """Paths of one pair of numbers as its position grows: each [positions] complex, numbered along the way."""
     figure, ax = _figure(5.2, 4.6)
@@ -346,7 +444,9 @@ def turns(points: Mapping[str, torch.Tensor], title: str = "") -> Picture:
         labelled: list[complex] = []
         for m, value in enumerate(values):
             if all(abs(value - other) > 0.12 * reach for other in labelled):  # numbers must not cover each other
-                ax.annotate(str(m), (value.real, value.imag), xytext=(4, 4), textcoords="offset points", fontsize=7)
+                out = 9 * value / (abs(value) or 1)  # points, away from the middle
+                style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 7}
+                ax.annotate(str(m), (value.real, value.imag), xytext=(out.real, out.imag), **style)
                 labelled.append(value)
     ax.set(
         xlim=(-reach, reach),
@@ -362,7 +462,7 @@ def turns(points: Mapping[str, torch.Tensor], title: str = "") -> Picture:
     return Picture(figure)
 
 
-@_styled
+@styled
 def towers(sizes: Mapping[str, tuple[float, float]], notes: Sequence[Sequence[str]], title: str = "") -> Picture:
     """Rectangles side by side on one scale, each (width, height): its name below it, then its lines of notes."""
     widest, highest = (max(side) for side in zip(*sizes.values(), strict=True))
@@ -387,7 +487,7 @@ def towers(sizes: Mapping[str, tuple[float, float]], notes: Sequence[Sequence[st
     return Picture(figure)
 
 
-@_styled
+@styled
 def orders(rows: Mapping[str, Sequence[int]], pairs: Sequence[int], title: str = "") -> Picture:
     """The same numbered rows in several orders, one order below the other. Row r belongs to pair `pairs[r]`: the two
     rows of a pair have one colour and are joined by an arc. Thin lines follow each row from order to order.
@@ -406,8 +506,8 @@ def orders(rows: Mapping[str, Sequence[int]], pairs: Sequence[int], title: str =
                 if pairs[other] == pairs[row]:
                     ends = [(x, y + 0.32 * outwards) for x in sorted((places[i][row], places[i][other]))]
                     bend = "arc3,rad=" + str(-0.45 * outwards)
-                    style = {"connectionstyle": bend, "arrowstyle": "-", "color": color, "linewidth": 1.6}
-                    ax.add_patch(FancyArrowPatch(*ends, **style))
+                    style: dict[str, Any] = {"connectionstyle": bend, "arrowstyle": "-", "linewidth": 1.6}
+                    ax.add_patch(FancyArrowPatch(*ends, color=color, **style))
         if i > 0:
             ways = [[(places[i - 1][row], places[i][row], math.nan), (y + 1.85, y + 0.35, math.nan)] for row in order]
             x, y = np.concatenate(ways, axis=1)
@@ -423,26 +523,66 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _draw_matrix(ax: Axes, values: torch.Tensor, vmin: float | None, vmax: float | None):
+def _draw_lines(
+    ax: Axes,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    dots: bool = False,
+    legend: bool = True,
+) -> None:
+    """Curves by name; one that has only two points, such as a level to compare with, gets no dots."""
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": _MARKS[i % len(_MARKS)]}
+        ax.plot(_array(x), _array(y), label=name, marker="." if dots and len(x) > 2 else "", linewidth=1.6, **style)
+    ax.grid(color="#E5E5E5", linewidth=0.6)
+    if legend and len(curves) > 1:
+        ax.legend(frameon=False)
+
+
+def _log_scale(ax: Axes, which: str) -> None:
+    """Powers of ten; where there are few, also their doubles and fives, so that numbers can be read off."""
+    ax.set(**{f"{which}scale": "log"})
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    low, high = sorted(axis.get_view_interval())
+    if high < 1000 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _draw_matrix(ax: Axes, values: torch.Tensor, vmin: float | None, vmax: float | None, cmap: str = _CMAP) -> Any:
     shown = np.ma.masked_invalid(_array(values))
     ax.patch.set(facecolor="white", hatch="////", edgecolor="#AAAAAA", linewidth=0)
-    return ax.imshow(shown, cmap=_CMAP, vmin=vmin, vmax=vmax, aspect="equal", interpolation="nearest")
+    return ax.imshow(shown, cmap=cmap, vmin=vmin, vmax=vmax, aspect="equal", interpolation="nearest")
 
 
-def _name_ticks(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str] | None):
+def _write_hundredths(ax: Axes, image: Any) -> None:
+    shown = image.get_array()
+    for (row, column), value in np.ndenumerate(shown.filled(0.0)):
+        if not np.ma.getmaskarray(shown)[row, column] and abs(value) >= 0.1:
+            color = "black" if image.norm(value) > 0.6 else "white"
+            ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6, color=color)
+
+
+def _name_ticks(
+    ax: Axes, rows: Sequence[str] | None, columns: Sequence[str] | None, most: int = _MAX_TICKS, size: float = 8
+) -> None:
     for names, axis, turn in ((rows, ax.yaxis, 0), (columns, ax.xaxis, 90)):
         if names is None:
             axis.set_ticks([])
             continue
-        step = math.ceil(len(names) / _MAX_TICKS)  # more labels than that would overlap
-        axis.set_ticks(range(0, len(names), step), names[::step], rotation=turn, fontsize=8 if step == 1 else 6)
+        step = math.ceil(len(names) / most)  # more labels than that would overlap
+        small = size if step == 1 else min(size, 6)
+        axis.set_ticks(range(0, len(names), step), names[::step], rotation=turn, fontsize=small)
+        for shown in axis.get_ticklabels():
+            if not any(c.isalnum() or c == "␣" for c in shown.get_text()):
+                shown.set_fontsize(small + 3)  # a comma must not look like a full stop
 
 
 def _plain(value: float, _position: int) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
-def _array(values) -> np.ndarray:
+def _array(values: Any) -> np.ndarray[Any, Any]:
     return torch.as_tensor(values).detach().cpu().double().numpy()
 
 
@@ -472,11 +612,11 @@ def _numbers(ax: Axes) -> list[str]:
     """One line for each thing drawn, in numbers read back from it."""
     if ax.get_label() == "<colorbar>":
         return []
-    found = [("image", image.get_array()) for image in ax.images]
+    found: list[tuple[str, Any]] = [("image", image.get_array()) for image in ax.images]
     for line in ax.lines:
         found += [("line x", line.get_xdata()), ("line y", line.get_ydata())]
     for container in ax.collections:
-        if hasattr(container, "U"):
+        if isinstance(container, Quiver):
             found += [("arrows x", container.U), ("arrows y", container.V)]
     # Tokens' boxes are as wide as their labels, and which characters labels can show depends on the fonts at hand.
     tokens = sum(p.get_gid() == "token" for p in ax.patches)
@@ -485,15 +625,17 @@ def _numbers(ax: Axes) -> list[str]:
         found.append(("boxes", np.array([(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in boxes])))
     found += [("steps", patch.get_data().values) for patch in ax.patches if hasattr(patch, "get_data")]
     counted = [f"  {tokens} tokens"] if tokens else []
+    if ax.get_gid() == "drawing":  # its words are what it shows; where its lines run is a matter of taste
+        return ["  " + " | ".join(text.get_text().replace("\n", " ") for text in ax.texts)]
     return counted + [f"  {kind} {_summary(values)}" for kind, values in found]
 
 
-def _summary(values) -> str:
+def _summary(values: Any) -> str:
     """Shape, extremes, and two sums, fine enough to show one changed cell and coarse enough for any CPU.
 
     The second sum weighs the values by their place, so that two that change places are noticed.
     """
-    array = np.ma.masked_invalid(np.ma.asarray(values, dtype=float))
+    array: Any = np.ma.masked_invalid(np.ma.asarray(values, dtype=float))
     kept = array.filled(0.0).ravel()
     scale = np.abs(kept).max() or 1.0
     digits = 3 - math.floor(math.log10(scale))

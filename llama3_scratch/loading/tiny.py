@@ -6,15 +6,22 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from .checkpoint import PARAMS_NAME, TOKENIZER_NAME, WEIGHTS_NAME
-from .files import checkpoints_folder, finished_folder
-from .params import ModelArgs
+from ..params import ModelArgs
+from .files import (
+    PARAMS_NAME,
+    VOCABULARY_CONFIG_NAME,
+    VOCABULARY_NAME,
+    WEIGHTS_NAME,
+    checkpoints_folder,
+    finished_folder,
+)
 from .pth import write_pth
-from .tokenizer import CONFIG_NAME, LLAMA3_PATTERN
+from .vocabulary import LLAMA3_PATTERN
 
 # Pairs that are merged, in this order, so that texts become tokens of one, two and more bytes.
 _MERGES = (
@@ -112,6 +119,7 @@ def random_weights(params: ModelArgs, dtype: torch.dtype, tied: bool, seed: int)
     """
     rng = np.random.default_rng(seed)
     weights = {}
+    values: Any
     for key, shape in params.weight_shapes().items():
         if key == "output.weight" and tied:
             continue
@@ -126,7 +134,7 @@ def random_weights(params: ModelArgs, dtype: torch.dtype, tied: bool, seed: int)
     return weights
 
 
-def write_byte_tokenizer(folder: Path, merges: tuple[str, ...] = (), own_specials: tuple[str, ...] = ()):
+def write_byte_tokenizer(folder: Path, merges: tuple[str, ...] = (), own_specials: tuple[str, ...] = ()) -> None:
     """Write a tokenizer.model with one token for each byte, then the merges.
 
     With `own_specials`, special tokens come first and the ranks after them, as in SmolLM2; the second and third of
@@ -134,7 +142,7 @@ def write_byte_tokenizer(folder: Path, merges: tuple[str, ...] = (), own_special
     """
     tokens = [bytes([b]) for b in range(_BYTES)] + [m.encode() for m in merges]
     lines = [f"{base64.b64encode(t).decode()} {i}" for i, t in enumerate(tokens, start=len(own_specials))]
-    (folder / TOKENIZER_NAME).write_text("\n".join(lines) + "\n")
+    (folder / VOCABULARY_NAME).write_text("\n".join(lines) + "\n", newline="\n")
     if own_specials:
         config = {
             "pattern": LLAMA3_PATTERN,
@@ -143,4 +151,4 @@ def write_byte_tokenizer(folder: Path, merges: tuple[str, ...] = (), own_special
             "eos": own_specials[2],
             "add_bos": False,
         }
-        (folder / CONFIG_NAME).write_text(json.dumps(config))
+        (folder / VOCABULARY_CONFIG_NAME).write_text(json.dumps(config))

