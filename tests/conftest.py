@@ -11,13 +11,16 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 # several workers share the cores that makes everything ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 from functools import cache
 
 import pytest
+from helpers import SMOLLM2_STEPS, SPECIALS_FIRST, trained
 from hypothesis import settings
 
-from llama3_scratch import Tokenizer, load_checkpoint, tiny
-from llama3_scratch.fetch import LLAMA3_TOKENIZER, fetch
+from llama3_scratch import Tokenizer, load_checkpoint
+from llama3_scratch.loading import mapped, tiny
+from llama3_scratch.loading.fetch import LLAMA3_TOKENIZER, fetch
 
 # The same examples on every run: a red run can be repeated. No deadline: a busy machine is not a fault.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -40,3 +43,35 @@ def smollm2():
 def llama3():
     """The tokenizer of Llama 3, on Meta's own file."""
     return Tokenizer(fetch(LLAMA3_TOKENIZER) / "tokenizer.model")
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    """A checkpoint of one's own, to train, to change or to break."""
+    return shutil.copytree(tiny_folder("tiny-ratio3"), tmp_path / "own")
+
+
+@pytest.fixture
+def every_file_is_large(monkeypatch):
+    """Every file is mapped read-only, as those of more than 4 GiB are."""
+    monkeypatch.setattr(mapped, "COPY_ON_WRITE_BYTES", 0)
+
+
+@pytest.fixture(scope="session")
+def their_tokenizer_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    trained(SMOLLM2_STEPS, SPECIALS_FIRST, vocab_size=400).save(str(path))
+    return path
+
+
+@pytest.fixture
+def save(tmp_path, their_tokenizer_file):
+    """Hugging Face's model -> folder, as `save_pretrained` writes it, with a tokenizer."""
+
+    def save_model(model, **options):
+        folder = tmp_path / "hf"
+        model.save_pretrained(folder, **options)
+        shutil.copy(their_tokenizer_file, folder)
+        return folder
+
+    return save_model

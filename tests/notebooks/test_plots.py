@@ -1,0 +1,403 @@
+"""Pictures, checked by the numbers in them: what was given is what is drawn, and a fault changes the repr that nbval
+compares."""
+
+import inspect
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from llama3_scratch import functional, plots
+
+AWKWARD = {
+    "newline": "a\nb",
+    "carriage return": "\r\n",
+    "spaces": "   ",
+    "tab": "\tx",
+    "dollar": "$",
+    "two dollars": "$$",
+    "formula": "$x^2$",
+    "broken formula": "$\\frac{$",
+    "backslashes": "\\n\\alpha",
+    "percent and braces": "%{x}_^&#~",
+    "leading underscore": "_hidden",  # matplotlib leaves such names out of legends
+    "zero byte": "\x00",
+    "escape sequence": "\x1b[0m\x07\x7f\x9f",
+    "no characters": "",
+    "Chinese": "中文",
+    "Japanese": "日本語かな",
+    "Korean": "한국어",
+    "emoji": "😀",
+    "joined emoji": "👩\u200d🚀",
+    "flag": "🇫🇷",
+    "Arabic": "مرحبا",
+    "Hindi": "हिन्दी",
+    "combining accent": "\u0301",
+    "no-break space": "\u00a0",
+    "line separator": "\u2028",
+    "zero width": "\u200b\ufeff",
+    "private use": "\ue000\U0010ffff",
+    "half an emoji": "😀".encode()[:2],
+    "a byte that is no text": b"\xff",
+    "very long": "supercalifragilistic" * 10,
+    "very long bytes": b"\xf0\x9f" * 100,
+}
+GROUPS = [list(AWKWARD)[i : i + 8] for i in range(0, len(AWKWARD), 8)]
+
+
+def draw(name, labels):
+    """The picture of each public function of plots, with these labels wherever it takes text."""
+    n = len(labels)
+    curve = torch.arange(4.0)
+    square = torch.arange(float(n * n)).reshape(n, n)
+    circle = torch.polar(torch.ones(n), torch.arange(float(n)))
+    by_name = dict(zip(labels, range(1, n + 1), strict=True))
+    text = labels[-1]
+    return {
+        "token_strip": lambda: plots.token_strip(labels, list(range(n)), title=text),
+        "token_rows": lambda: plots.token_rows([labels, labels], [text, "row"], [labels, labels], [0, None], text),
+        "heatmap": lambda: plots.heatmap(square, labels, labels, text, text, text, text),
+        "heatmap_sheet": lambda: plots.heatmap_sheet(torch.stack([square, square]), [text, "second"], text),
+        "complex_plane": lambda: plots.complex_plane(circle, text, text),
+        "lines": lambda: plots.lines({name: (curve, curve + i) for name, i in by_name.items()}, text, text, text),
+        "panels": lambda: plots.panels({name: {text: (curve, curve + i)} for name, i in by_name.items()}, text, text),
+        "bars": lambda: plots.bars(labels, {text: list(range(n)), "second": list(range(n))}, text, text),
+        "histogram": lambda: plots.histogram({name: curve * i for name, i in by_name.items()}, 10, text, text),
+        "blocks": lambda: plots.blocks(by_name, text, text),
+        "predictions": lambda: plots.predictions(labels, labels, [1 / n] * n, [True] * n, text),
+        "turns": lambda: plots.turns({name: circle * i for name, i in by_name.items()}, text),
+        "towers": lambda: plots.towers(
+            {name: (i, 2 * i) for name, i in by_name.items()}, [labels] * len(by_name), text
+        ),
+        "curves_at_work": lambda: plots.curves_at_work(dict.fromkeys(labels, torch.relu), square, text, text),
+        "orders": lambda: plots.orders({name: [0, 2, 1, 3] for name in by_name}, [0, 0, 1, 1], text),
+    }[name]()
+
+
+PUBLIC = [
+    name
+    for name, function in inspect.getmembers(plots, inspect.isfunction)
+    if function.__module__ == plots.__name__ and name[0] != "_" and name not in ("label", "styled", "token_labels")
+]
+
+
+@pytest.fixture
+def fonts(monkeypatch):
+    """Pretend that the machine has these fonts and no others. Both used here come with matplotlib."""
+
+    def only(*families):
+        monkeypatch.setattr(plots, "_families", lambda: list(families))
+        plots._drawable.cache_clear()
+
+    yield only
+    plots._drawable.cache_clear()
+
+
+@pytest.fixture
+def scores():
+    """Seventeen by seventeen, in -3 to 3 with both ends reached."""
+    values = np.random.default_rng(0).uniform(-3, 3, (17, 17))
+    values[3, 5], values[11, 2] = -3, 3
+    return torch.from_numpy(values)
+
+
+# What a wrong tensor does to the repr.
+
+
+def test_the_same_tensor_gives_the_same_repr(scores):
+    assert repr(plots.heatmap(scores)) == repr(plots.heatmap(scores.clone()))
+
+
+def test_last_bits_do_not_change_the_repr(scores):
+    assert repr(plots.heatmap(scores)) == repr(plots.heatmap(scores.float()))
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (0, 16), (8, 8), (16, 0), (16, 16), (5, 11)])
+@pytest.mark.parametrize("offset", [0.6, -0.6])
+def test_one_wrong_cell_of_a_heatmap_changes_the_repr(scores, cell, offset):
+    wrong = scores.clone()
+    wrong[cell] += offset  # a tenth of the range
+    assert repr(plots.heatmap(wrong)) != repr(plots.heatmap(scores))
+
+
+@pytest.mark.parametrize(("a", "b"), [((0, 1), (16, 4)), ((3, 5), (3, 6)), ((8, 3), (9, 3))])
+def test_two_cells_swapped_change_the_repr(scores, a, b):
+    wrong = scores.clone()
+    wrong[a], wrong[b] = scores[b], scores[a]
+    assert (wrong - scores).abs().max() > 0.6
+    assert repr(plots.heatmap(wrong)) != repr(plots.heatmap(scores))
+
+
+def test_a_transposed_heatmap_changes_the_repr(scores):
+    assert repr(plots.heatmap(scores.T)) != repr(plots.heatmap(scores))
+
+
+def test_a_missing_mask_changes_the_repr(scores):
+    masked = plots.heatmap(scores + functional.causal_mask(17))
+    assert "masked 136" in repr(masked)
+    assert "masked" not in repr(plots.heatmap(scores))
+
+
+def test_a_mask_off_by_one_changes_the_repr(scores):
+    wrong = scores.masked_fill(torch.ones(17, 17, dtype=torch.bool).triu(), -math.inf)
+    assert repr(plots.heatmap(wrong)) != repr(plots.heatmap(scores + functional.causal_mask(17)))
+
+
+def test_one_wrong_cell_of_a_sheet_changes_the_repr(scores):
+    sheet = torch.stack([scores, scores.T, -scores]).softmax(-1)
+    wrong = sheet.clone()
+    wrong[1, 4, 4] += 0.1
+    titles = ["0", "1", "2"]
+    assert repr(plots.heatmap_sheet(wrong, titles)) != repr(plots.heatmap_sheet(sheet, titles))
+
+
+@pytest.mark.parametrize("position", [0, 1, 3, 16])
+@pytest.mark.parametrize("offset", [0.02, -0.02])
+def test_a_rotation_off_by_a_fiftieth_of_a_radian_changes_the_repr(position, offset):
+    row = functional.precompute_freqs_cis(128, 17)[position]
+    wrong = row * torch.polar(torch.tensor(1.0), torch.tensor(offset))
+    assert repr(plots.complex_plane(wrong)) != repr(plots.complex_plane(row))
+
+
+def test_a_rotation_the_other_way_changes_the_repr():
+    row = functional.precompute_freqs_cis(128, 17)[3]
+    assert repr(plots.complex_plane(row.conj())) != repr(plots.complex_plane(row))
+    assert repr(plots.turns({"q": row.conj()})) != repr(plots.turns({"q": row}))
+
+
+def test_a_path_turned_by_a_fiftieth_of_a_radian_changes_the_repr():
+    path = torch.polar(torch.ones(17), torch.arange(17.0) / 3)
+    wrong = path * torch.polar(torch.tensor(1.0), torch.tensor(0.02))
+    assert repr(plots.turns({"q": wrong})) != repr(plots.turns({"q": path}))
+
+
+def test_one_wrong_probability_changes_the_repr():
+    def picture(probs):
+        return plots.predictions(["a", "b", "c"], ["x", "y", "z"], probs, [True] * 3)
+
+    assert repr(picture([0.5, 0.2, 0.9])) != repr(picture([0.5, 0.21, 0.9]))
+
+
+# What is drawn is what was given.
+
+
+def test_a_heatmap_shows_the_tensor_given(scores):
+    [image] = plots.heatmap(scores).axes[0].images
+    np.testing.assert_array_equal(image.get_array(), scores.numpy())
+
+
+def test_a_heatmap_names_its_rows_and_columns(scores):
+    rows, columns = [f"r{i}" for i in range(17)], [f"c{i}" for i in range(17)]
+    ax = plots.heatmap(scores, rows, columns).axes[0]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == rows
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == columns
+
+
+def test_masked_cells_are_left_to_the_hatching_and_zeros_are_not(scores):
+    ax = plots.heatmap((scores + functional.causal_mask(17)).softmax(-1).masked_fill(scores < -2.9, math.nan)).axes[0]
+    opaque = ax.images[0].to_rgba(ax.images[0].get_array())[..., 3]
+    np.testing.assert_array_equal(opaque, np.where(scores < -2.9, 0, 1))
+    assert ax.patch.get_hatch()
+
+
+def test_hidden_cells_are_masked_in_a_heatmap_and_in_every_matrix_of_a_sheet(scores):
+    hidden = torch.ones(17, 17, dtype=torch.bool).triu(1)
+    [image] = plots.heatmap(scores, hidden=hidden).axes[0].images
+    np.testing.assert_array_equal(np.ma.getmaskarray(image.get_array()), hidden)
+    sheet = plots.heatmap_sheet(torch.stack([scores, -scores]), ["a", "b"], hidden=hidden)
+    assert repr(sheet).count("masked 136") == 2
+
+
+def test_a_sheet_shows_every_matrix_on_one_scale(scores):
+    sheet = torch.stack([scores, 2 * scores]).abs()
+    images = [ax.images[0] for ax in plots.heatmap_sheet(sheet, ["a", "b"]).axes if ax.images]
+    np.testing.assert_allclose([image.get_array() for image in images[:2]], sheet.numpy())
+    assert [image.get_clim() for image in images[:2]] == [(0, pytest.approx(6))] * 2
+
+
+def test_a_complex_plane_shows_the_numbers_given():
+    row = functional.precompute_freqs_cis(16, 4)[3]
+    [arrows] = [c for c in plots.complex_plane(row).axes[0].collections if hasattr(c, "U")]
+    np.testing.assert_allclose(arrows.U + 1j * arrows.V, row.numpy(), atol=1e-6)
+
+
+def test_lines_show_the_numbers_given():
+    [line] = plots.lines({"a": ([1, 2, 3], [5, 4, 6])}).axes[0].lines
+    assert line.get_xydata().tolist() == [[1, 5], [2, 4], [3, 6]]
+
+
+def test_bars_are_as_long_as_the_numbers_given():
+    ax = plots.bars(["a", "b"], {"x": [1, 2], "y": [3, 4]}).axes[0]
+    assert [bar.get_width() for bar in ax.patches] == [1, 2, 3, 4]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
+
+
+def test_a_histogram_counts_every_number():
+    ax = plots.histogram({"a": torch.arange(100.0), "b": torch.arange(30.0)}, bins=10).axes[0]
+    assert [patch.get_data().values.tolist() for patch in ax.patches] == [[10] * 10, [10] * 3 + [0] * 7]
+
+
+def test_blocks_are_as_wide_as_their_share():
+    widths = [patch.get_width() for patch in plots.blocks({"a": 30, "b": 10}).axes[0].patches]
+    assert widths[0::2] == [0.75, 0.25]
+
+
+def test_towers_are_drawn_to_one_scale():
+    ax = plots.towers({"a": (1, 4), "b": (2, 2)}, [["first"], ["second", "third"]]).axes[0]
+    (a, b), texts = ax.patches, [text.get_text() for text in ax.texts]
+    assert (b.get_width() / a.get_width(), b.get_height() / a.get_height()) == (pytest.approx(2), pytest.approx(0.5))
+    assert a.get_x() + a.get_width() <= b.get_x()
+    assert texts == ["a", "first", "b", "second", "third"]
+
+
+def test_orders_show_each_row_at_its_place_and_join_the_pairs():
+    ax = plots.orders({"one": [0, 1, 2, 3], "other": [0, 2, 1, 3]}, [0, 0, 1, 1]).axes[0]
+    rows = [text for text in ax.texts if text.get_text().isdigit()]
+    places = [(text.get_text(), round(text.get_position()[0])) for text in rows]
+    assert places == [("0", 0), ("1", 1), ("2", 2), ("3", 3), ("0", 0), ("2", 1), ("1", 2), ("3", 3)]
+    boxes = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    colors = {text.get_text(): box.get_facecolor() for text, box in zip(rows, boxes, strict=True)}
+    assert colors["0"] == colors["1"] != colors["2"] == colors["3"]
+    assert len(ax.patches) - len(boxes) == 4  # an arc for each pair in each order
+
+
+def test_an_order_that_is_wrong_changes_the_repr():
+    def picture(order):
+        return plots.orders({"one": [0, 1, 2, 3], "other": order}, [0, 0, 1, 1])
+
+    assert repr(picture([0, 2, 1, 3])) != repr(picture([0, 1, 2, 3]))
+
+
+def test_a_tower_of_another_size_changes_the_repr():
+    def picture(width):
+        return plots.towers({"a": (width, 4), "b": (2, 2)}, [["x"], ["y"]])
+
+    assert repr(picture(1)) != repr(picture(1.2))
+
+
+def test_a_token_strip_shows_tokens_and_ids():
+    texts = [text.get_text() for text in plots.token_strip(["the", "␣cat"], [1820, 8415]).axes[0].texts]
+    assert texts == ["the", "1820", "␣cat", "8415"]
+
+
+# Labels.
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        ("the", "the"),
+        (" the", "␣the"),
+        (b" the", "␣the"),
+        ("\n\n", "\\n\\n"),
+        ("\r\n\t", "\\r\\n\\t"),
+        ("$x$", "$x$"),
+        ("\x00\x07", "U+0000U+0007"),
+        ("\u200b", "U+200B"),
+        ("\u00a0", "U+00A0"),
+        ("é", "é"),
+        (b"\xf0\x9f\x98", "\\xf0\\x9f\\x98"),
+        ("abcdefghijklmn", "abcdefghijklmn"),
+        ("abcdefghijklmno", "abcdefghijklm…"),
+        (" " * 40, "␣" * 13 + "…"),
+    ],
+    ids=ascii,
+)
+def test_label(token, shown):
+    assert plots.label(token) == shown
+
+
+def test_every_kind_of_space_is_visible():
+    spaces = [chr(c) for c in range(0x10000) if chr(c).isspace()]
+    assert [ascii(space) for space in spaces if not plots.label(space).strip()] == []
+
+
+def test_characters_without_a_glyph_are_shown_by_number(fonts):
+    fonts("DejaVu Sans")
+    assert plots.label("中") == "U+4E2D"
+    assert plots.label("🇫") == "U+1F1EB"
+    assert plots.label("мир") == "мир"
+
+
+def test_token_labels_are_those_of_the_bytes(llama3):
+    the, half_emoji, other_half, newline = 1820, 76460, 222, 198
+    labels = plots.token_labels(llama3, [the, half_emoji, other_half, newline])
+    assert labels == ["the", "\\xf0\\x9f\\x98", "\\x80", "\\n"]
+
+
+# Drawing.
+
+
+def draw_all(names):
+    # A few tokens at a time: a reader never sees more names in one legend, and a failure says which.
+    labels = [plots.label(AWKWARD[name]) for name in names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in PUBLIC:
+            draw(name, labels)._repr_mimebundle_()
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=", ".join)
+def test_any_token_is_drawn_without_a_warning(group):
+    draw_all(group)
+
+
+def test_any_token_is_drawn_without_a_warning_where_fonts_are_few(fonts):
+    fonts("DejaVu Sans")
+    draw_all(["Chinese", "emoji", "Arabic", "Hindi"])
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_repr_does_not_depend_on_the_fonts_installed(fonts, name):
+    # The second has hardly any letters, so the labels differ.
+    fonts("DejaVu Sans")
+    many = draw(name, [plots.label("мир"), plots.label("a")])
+    fonts("DejaVu Sans Display")
+    assert plots.label("мир") != "мир"
+    assert repr(draw(name, [plots.label("мир"), plots.label("a")])) == repr(many)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_drawing_twice_gives_the_same_bytes(tmp_path, name):
+    draw(name, ["a", "$b$", "c"]).save(tmp_path / "first.png")
+    draw(name, ["a", "$b$", "c"]).save(tmp_path / "second.png")
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+def test_a_notebook_gets_the_picture_and_the_numbers(scores):
+    picture = plots.heatmap(scores)
+    bundle, metadata = picture._repr_mimebundle_()
+    assert bundle["image/png"].startswith(b"\x89PNG")
+    assert bundle["text/plain"] == repr(picture)
+    assert picture._repr_mimebundle_() == (bundle, metadata)
+
+
+def test_a_picture_is_told_to_those_who_cannot_see_it(scores):
+    assert plots.heatmap(scores)._repr_mimebundle_()[1]["image/png"]["alt"] == "Picture"
+    named = plots.heatmap(scores, title="Scores", row_name="queries")
+    assert named._repr_mimebundle_()[1]["image/png"]["alt"] == "Picture: Scores; queries"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_dollars_are_drawn_as_dollars(name):
+    # As mathematics "$a$" would be an "a" in italics, without dollars.
+    picture = draw(name, ["$a$", "$b$"])
+    picture._repr_mimebundle_()
+    texts = [text for text in picture.figure.findobj(Text) if "$" in text.get_text()]
+    assert texts
+    assert [text.get_text() for text in texts if text.get_parse_math()] == []
+
+
+def brightness(color):
+    red, green, blue = to_rgb(color)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_the_colours_of_a_heatmap_grow_brighter_from_end_to_end(scores):
+    cmap = plots.heatmap(scores).axes[0].images[0].get_cmap()
+    assert np.diff([brightness(cmap(i)[:3]) for i in range(0, 256, 5)]).min() > 0

@@ -1,0 +1,105 @@
+"""Small notebooks that fail, hang on to another kernel, or end their kernel: what `run` says, stores and returns."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from llama3_scratch import runner
+from llama3_scratch.__main__ import main
+
+
+def notebook(path, *cells, kernel=None):
+    new = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    new.metadata.kernelspec = kernel or {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nbformat.write(new, path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*paths, store=False):
+    return main(["run", *map(str, paths), *(["--store"] if store else [])])
+
+
+@pytest.mark.parametrize("failing", ["1 / 0", "import os; os._exit(3)"], ids=["raises", "ends its kernel"])
+def test_one_that_fails_fails_the_run_is_not_stored_and_the_others_still_run(here, capsys, failing):
+    bad = notebook(here / "1_bad.ipynb", "print('before')", failing, "print('after')")
+    good = notebook(here / "2_good.ipynb", "print(6 * 7)")
+    before = bad.read_bytes()
+    assert run(bad, good, store=True) == 1
+    assert bad.read_bytes() == before
+    assert json.loads(good.read_text())["cells"][0]["outputs"][0]["text"] == ["42\n"]
+    out, err = capsys.readouterr()
+    assert "FAILED" in out.splitlines()[0] and out.splitlines()[1].endswith("ok")
+    assert "1_bad.ipynb" in err and "2_good" not in err
+    assert (here / "build/1_bad.html").is_file() and (here / "build/2_good.html").is_file()
+
+
+def test_one_that_fails_before_good_ones_is_not_forgotten_in_the_exit_status(here):
+    """As a shell sees it."""
+    paths = [notebook(here / "1.ipynb", "assert False"), notebook(here / "2.ipynb", "pass")]
+    command = [sys.executable, "-m", "llama3_scratch", "run", *map(str, paths)]
+    assert subprocess.run(command, capture_output=True).returncode == 1
+
+
+def test_without_store_nothing_is_stored(here):
+    path = notebook(here / "1.ipynb", "print(1)")
+    before = path.read_bytes()
+    assert run(path) == 0
+    assert path.read_bytes() == before
+
+
+def test_a_cell_without_end_fails(here, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "CELL_SECONDS", 2)
+    assert run(notebook(here / "1.ipynb", "import time", "time.sleep(60)")) == 1
+    assert "1.ipynb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["llama3-conda", ".venv", "python3"])
+def test_it_runs_on_this_python_whatever_kernel_it_was_saved_with(here, name):
+    kernel = {"display_name": ".venv (3.9.1)", "language": "python", "name": name}
+    path = notebook(here / "1.ipynb", "import sys; print(sys.executable)", kernel=kernel)
+    assert run(path, store=True) == 0
+    stored = nbformat.read(path, as_version=4)
+    assert stored.cells[0].outputs[0].text.strip() == sys.executable
+    assert stored.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def test_a_kernel_of_the_user_by_the_same_name_is_not_taken(here, monkeypatch):
+    folder = here / "jupyter/kernels/python3"
+    folder.mkdir(parents=True)
+    spec = {"argv": ["/nowhere/python", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(here / "jupyter"))
+    assert run(notebook(here / "1.ipynb", "print(1)")) == 0
+
+
+def test_what_is_stored_converts_to_a_script_and_names_no_version(here):
+    """nbconvert is the referee: its script exporter reads language_info."""
+    from nbconvert import ScriptExporter
+
+    path = notebook(here / "1.ipynb", "print(1)")
+    assert run(path, store=True) == 0
+    stored = nbformat.read(path, as_version=4)
+    text, resources = ScriptExporter().from_notebook_node(stored)
+    assert resources["output_extension"] == ".py" and "print(1)" in text
+    assert stored.metadata.language_info.name == "python"
+    assert ".".join(map(str, sys.version_info[:2])) not in json.dumps(stored.metadata)
+
+
+def test_pages_on_another_drive_are_named_in_full(here, monkeypatch, capsys):
+    def other_drive(path, start=None):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", other_drive)
+    monkeypatch.setattr(runner, "_failure", lambda notebook, path: None)
+    assert run(notebook(here / "1.ipynb", "print(1)")) == 0
+    assert str(here / "build/index.html") in capsys.readouterr().out
