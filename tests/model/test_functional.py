@@ -148,3 +148,32 @@ def test_tokens_that_cannot_be_are_refused(tiny_folder, tokens, error, words):
     ckpt = load_checkpoint(tiny_folder("tiny-ratio3"))
     with pytest.raises(error, match=naming(words)):
         functional.forward(tokens, ckpt.weights, ckpt.params)
+
+
+# A cache, and texts without a batch
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_attention_takes_a_text_without_a_batch(cached):
+    generator = torch.Generator().manual_seed(0)
+    x, wq, wo = torch.rand(5, 24, generator=generator), *torch.rand(2, 24, 24, generator=generator)
+    wk, wv = torch.rand(2, 8, 24, generator=generator)
+    cis, mask = functional.precompute_freqs_cis(4, 5), functional.causal_mask(5)
+    caches = [tuple(torch.zeros(*batch, 2, 5, 4) for _ in range(2)) if cached else None for batch in ((), (1,))]
+    alone = functional.attention(x, wq, wk, wv, wo, cis, mask, 4, caches[0])
+    batched = functional.attention(x[None], wq, wk, wv, wo, cis, mask, 4, caches[1])
+    torch.testing.assert_close(alone, batched[0])
+    if cached:
+        torch.testing.assert_close(caches[0][0], caches[1][0][0])
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4), (1, 2, 5, 4)], ids=str)
+def test_nothing_is_copied_out_of_a_cache_where_no_gradient_flows(shape):
+    cached, new = torch.zeros(shape), torch.ones(*shape[:-2], 2, 4)
+    with torch.no_grad():
+        assert functional.update(cached, new.clone().requires_grad_()).data_ptr() == cached.data_ptr()
+    assert functional.update(cached, new).data_ptr() == cached.data_ptr()
+    grown = functional.update(cached, new.clone().requires_grad_())
+    assert grown.data_ptr() != cached.data_ptr() and grown.requires_grad
+    torch.testing.assert_close(grown.detach(), cached)
+    assert cached[..., -2:, :].sum() == cached.sum() == new.numel()
