@@ -427,6 +427,7 @@ def failed_cells(
     Strict compares all stored outputs; otherwise only cells tagged nbval-check-output are compared, and the asserts
     inside the cells do the rest.
     """
+    assert notebooks  # without one, pytest would run all tests
     environment = os.environ | SAME_EVERYWHERE
     environment |= {"LLAMA3_CHECKPOINT": str(checkpoint), "LLAMA3_HOME": str(checkpoints_folder())}
     environment |= {"LLAMA3_PROMPT": prompt, "OMP_NUM_THREADS": "1"}

@@ -275,7 +275,8 @@ IN_THE_PACKAGE = [
 ]
 
 
-CHECKPOINTS = sorted({fault[-1] for fault in IN_A_NOTEBOOK + IN_THE_PACKAGE})
+def checkpoints(faults):
+    return pytest.mark.parametrize("checkpoint", sorted({fault[-1] for fault in faults}))
 
 
 def plant_in_notebook(folder, number, notebook, right, wrong):
@@ -324,14 +325,14 @@ def assert_all_caught(planted, checkpoint, strict, sign):
     assert not {name: text for name, text in said.items() if not re.search(sign, text)}
 
 
-@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+@checkpoints(IN_A_NOTEBOOK)
 def test_every_fault_in_a_notebook_is_caught(checkpoint, tmp_path):
     faults = [fault for fault in IN_A_NOTEBOOK if fault[-1] == checkpoint]
     planted = {str(fault[:2]): plant_in_notebook(tmp_path, n, *fault[1:4]) for n, fault in enumerate(faults)}
     assert_all_caught(planted, checkpoint, strict=False, sign="AssertionError")
 
 
-@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+@checkpoints(IN_THE_PACKAGE)
 def test_every_fault_in_the_package_is_caught(checkpoint, tmp_path):
     faults = [fault for fault in IN_THE_PACKAGE if fault[-1] == checkpoint]
     planted = {str(fault[:2]): plant_in_package(tmp_path, n, *fault[1:4]) for n, fault in enumerate(faults)}
