@@ -135,7 +135,7 @@ def make(folder, *arguments, uv=None):
 def answering(version):
     """sh that runs what it is given in this Python, which then takes itself for another version."""
     return f"""
-if [ "$1" = -c ]; then exec {sys.executable} -I -c "import sys; sys.version_info = {(*version, 0)}
+if [ "$1" = -c ]; then exec "{sys.executable}" -I -c "import sys; sys.version_info = {(*version, 0)}
 sys.version = '{version[0]}.{version[1]}.0 (pretended)'; exec(sys.argv[1])" "$2"; fi
 echo "$0 $@" >> "$(dirname "$0")/calls"
 """
