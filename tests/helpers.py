@@ -419,26 +419,39 @@ REAL = "smollm2-135m"
 
 
 def failed_cells(
-    notebooks: list[Path], checkpoint: str | Path, strict: bool = False, prompt: str = ""
+    notebooks: list[Path], checkpoint: str | Path, compare: str = "tagged", prompt: str = ""
 ) -> dict[str, str]:
-    """What nbval finds wrong with each of `notebooks` on `checkpoint`, by the notebook's name; empty if nothing. With
-    a `prompt`, that is what the notebooks read.
+    """What goes wrong in each of `notebooks` on `checkpoint`, by the notebook's name; empty if nothing does. With a
+    `prompt`, that is what the notebooks read.
 
-    Strict compares all stored outputs; otherwise only cells tagged nbval-check-output are compared, and the asserts
-    inside the cells do the rest.
+    The asserts inside the cells speak, and `compare` says which stored outputs must come again: those of cells "tagged"
+    nbval-check-output, or "all". These two share one start (run_cells.py); "nbval" compares all as well, but in a
+    kernel each, as a reader runs them.
     """
     assert notebooks  # without one, pytest would run all tests
     environment = os.environ | SAME_EVERYWHERE
     environment |= {"LLAMA3_CHECKPOINT": str(checkpoint), "LLAMA3_HOME": str(checkpoints_folder())}
     environment |= {"LLAMA3_PROMPT": prompt, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "--nbval" if strict else "--nbval-lax", "--nbval-current-env"]
-        options = ["--nbval-cell-timeout=300", "-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={report}"]
-        paths = [str(path) for path in notebooks]
-        result = subprocess.run([*command, *options, *paths], env=environment, capture_output=True, text=True)
-        assert report.is_file(), result.stdout + result.stderr
-        cases = list(ElementTree.parse(report).iter("testcase"))
+        if compare == "nbval":
+            return _nbval(notebooks, Path(folder) / "report.xml", environment)
+        return _run_cells(notebooks, compare, Path(folder) / "report.json", environment)
+
+
+def _run_cells(notebooks: list[Path], compare: str, report: Path, environment: dict[str, str]) -> dict[str, str]:
+    command = [sys.executable, str(ROOT / "tests" / "run_cells.py"), compare, str(report), *map(str, notebooks)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert report.is_file(), result.stdout + result.stderr
+    return {Path(path).stem: wrong for path, wrong in json.loads(report.read_text("utf-8")).items() if wrong}
+
+
+def _nbval(notebooks: list[Path], report: Path, environment: dict[str, str]) -> dict[str, str]:
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
+    options = ["-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={report}"]
+    paths = [str(path) for path in notebooks]
+    result = subprocess.run([*command, *options, *paths], env=environment, capture_output=True, text=True)
+    assert report.is_file(), result.stdout + result.stderr
+    cases = list(ElementTree.parse(report).iter("testcase"))
     failed = {}
     for path in notebooks:
         cells = [case for case in cases if path.name in case.get("classname")]
