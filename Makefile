@@ -7,7 +7,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
 .PHONY: run test lab notebooks assets lock clean stale
 
-run: $(VENV)/run          ## execute every notebook on the real model, write HTML to build/
+run: $(VENV)/run          ## execute every notebook on the real model, make pages in build/
 	$(BIN)/python -m llama3_scratch fetch
 	$(BIN)/python -m llama3_scratch run
 
@@ -18,9 +18,9 @@ test: $(VENV)/test        ## everything CI runs
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-lab: $(VENV)/run          ## open the notebooks
+lab: $(VENV)/run          ## open copies of the notebooks, in my_notebooks/
 	$(BIN)/python -m llama3_scratch fetch
-	$(BIN)/python -m jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(BIN)/python -m llama3_scratch lab
 
 notebooks: $(VENV)/test   ## execute the notebooks and store their outputs
 	$(BIN)/python -m llama3_scratch fetch

@@ -1,7 +1,8 @@
-"""The commands: llama3-scratch fetch | run | generate, or python -m llama3_scratch ..."""
+"""The commands: llama3-scratch fetch | run | lab | generate, or python -m llama3_scratch ..."""
 
 import argparse
 import importlib.metadata
+import importlib.util
 import itertools
 import os
 import sys
@@ -25,11 +26,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Do what the arguments say; the exit status is 0 for success, 1 for a notebook that failed, 2 for what cannot be
     done as it was asked for, 130 after Ctrl-C.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    if others and options.command != "lab":
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    options.others = others
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter shows a question mark
     try:
-        return {"fetch": _fetch, "run": _run, "generate": _generate}[options.command](options)
+        return {"fetch": _fetch, "run": _run, "lab": _lab, "generate": _generate}[options.command](options)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -62,10 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("fetch", help="get the small real model and Llama 3's vocabulary")
     fetch.add_argument("names", nargs="*", metavar="NAME", help="smollm2-135m or llama3-tokenizer; default: both")
 
-    run = commands.add_parser("run", help="execute notebooks and write them as HTML")
+    run = commands.add_parser("run", help="execute notebooks and make pages of them")
     run.add_argument("notebooks", nargs="*", type=Path, metavar="FILE", help="default: all in notebooks/")
     run.add_argument("--store", action="store_true", help="keep the outputs in the notebooks themselves")
-    run.add_argument("--build", type=Path, default=Path("build"), help="folder for the HTML; default: %(default)s")
+    run.add_argument("--build", type=Path, default=Path("build"), help="folder for the pages; default: %(default)s")
+
+    commands.add_parser(
+        "lab",
+        help="open copies of the notebooks in JupyterLab",
+        description="Open copies of the notebooks, without outputs, in JupyterLab: yours, in my_notebooks/.",
+        epilog="Other options go to JupyterLab, such as --no-browser and --port=9999.",
+    )
 
     write = commands.add_parser(
         "generate",
@@ -143,6 +155,20 @@ def _run(options: argparse.Namespace) -> int:
             f"{missing[0] if missing else 'notebooks/'}: no notebook there; run this from the repository"
         )
     return 0 if runner.execute(paths, options.build, options.store) else 1
+
+
+def _lab(options: argparse.Namespace) -> int:
+    from . import lab
+
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise ValueError("notebooks need jupyterlab, which is not installed: pip install '.[notebooks]' brings it")
+    root = lab.find_root()
+    first_time = not (root / lab.FOLDER).exists()
+    for sentence in lab.copy_notebooks(root):
+        print(sentence)
+    copies = sorted(path.name for path in (root / lab.FOLDER).glob("*.ipynb"))
+    place = f"{lab.FOLDER}/{copies[0]}" if first_time else lab.FOLDER
+    return lab.open_lab(root, place, options.others)
 
 
 def _prompt(options: argparse.Namespace) -> str:

@@ -1,9 +1,11 @@
 """Execute the notebooks: for a reader to browse, or to store their outputs in the repository."""
 
+import contextlib
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbconvert import HTMLExporter
 
+from . import pages
 from .loading.files import read_bytes, write_whole
 from .messages import CheckpointError, reason
+from .numbering import number_cells
 
 # For outputs that are the same everywhere and can be compared: float32 results that do not depend on the kind of x86
 # CPU, and no progress bars, which show when a machine is slow. Read in the kernels, when torch and tqdm are imported.
@@ -38,39 +41,52 @@ _LANGUAGE_KEYS = ("file_extension", "mimetype", "name", "nbconvert_exporter", "p
 
 
 def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
-    """Run each notebook from top to bottom and write it as HTML into `build`; True if all ran to their ends.
+    """Run each notebook from top to bottom and make pages of them in `build`; True if all ran to their ends.
 
     With `store`, a notebook that ran well replaces its file. Files are written whole: an interrupted run leaves the
-    earlier ones. Raises OSError if a kernel does not start or a file cannot be written, ValueError for a file that is
-    no notebook.
+    earlier ones. Other numbered notebooks beside them get pages of what is stored in them, so that links lead
+    somewhere. Raises OSError if a kernel does not start or a file cannot be written, ValueError for a file that is no
+    notebook.
     """
     os.environ.update(SAME_EVERYWHERE)
     build.mkdir(parents=True, exist_ok=True)
     failures: dict[Path, str] = {}
     answers: list[str] = []
+    shown = {path.stem: pages.Page(path, notebook) for path, notebook in _beside(paths)}
     for path in paths:
         started = time.monotonic()
         print(f"  {path.stem:<28}", end="", flush=True)
         notebook = _read(path)
         failure = _failure(notebook, path)
         _drop_machine_details(notebook)
-        html, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
-        write_whole(build / f"{path.stem}.html", html)
+        shown[path.stem] = pages.Page(path, notebook, failure)
         if failure is not None:
             failures[path] = failure
         elif store:
+            number_cells(notebook, path.stem)
             write_whole(path, nbformat.writes(notebook) + "\n")
         cells = sum(cell.cell_type == "code" for cell in notebook.cells)
         result = "ok" if failure is None else "FAILED"
         print(f"{cells:>4} cells {time.monotonic() - started:>6.1f} s  {result}", flush=True)
         answers += [_printed(cell) for cell in notebook.cells if _ANSWERS_TAG in cell.metadata.get("tags", ())]
-    write_whole(build / "index.html", _index(paths))
+    started = time.monotonic()
+    print(f"  {'pages':<28}{len(shown):>4} pages", end="", flush=True)
+    pages.write([shown[stem] for stem in sorted(shown)], build, answers)
+    print(f" {time.monotonic() - started:>6.1f} s  ok", flush=True)
     for path, failure in failures.items():
         print(f"\n{path.name} stopped at a cell:\n{failure}", file=sys.stderr)
     for text in answers:
         print(f"\n{text}", end="")
     print(f"\nRead them in a browser: {_from_here(build / 'index.html')}")
     return not failures
+
+
+def _beside(paths: list[Path]) -> Iterator[tuple[Path, nbformat.NotebookNode]]:
+    """The numbered notebooks in the folders of `paths`, if they can be read."""
+    for folder in {path.parent for path in paths}:
+        for path in folder.glob("[0-9][0-9]_*.ipynb"):
+            with contextlib.suppress(OSError, ValueError):
+                yield path, _read(path)
 
 
 class _Client(NotebookClient):
@@ -89,6 +105,9 @@ class _ThisPython(KernelSpecManager):
 
 def _failure(notebook: nbformat.NotebookNode, path: Path) -> str | None:
     """Fill in the outputs; what went wrong in a cell, None if nothing did."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # what an earlier run left would pass for this one's
+            cell.outputs, cell.execution_count = [], None
     client = _Client(
         notebook,
         kernel_name=_KERNEL["name"],
@@ -159,11 +178,3 @@ def _from_here(path: Path) -> str:
 
 def _printed(cell: nbformat.NotebookNode) -> str:
     return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
-
-
-def _index(paths: list[Path]) -> str:
-    links = "".join(f'<li><a href="{p.stem}.html">{p.stem.replace("_", " ")}</a></li>' for p in paths)
-    style = "font: 18px/1.7 system-ui; max-width: 40em; margin: 3em auto"
-    return f'<!doctype html><meta charset="utf-8"><title>Llama 3 from scratch</title><body style="{style}">' + (
-        f"<h1>Llama 3 from scratch</h1><ol style='list-style: none; padding: 0'>{links}</ol>\n"
-    )

@@ -156,12 +156,13 @@ def finished_folder(folder: Path) -> Iterator[Path | None]:
                 raise
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Replace a file in one step, so that nobody ever sees half of it."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8")  # the same bytes on Windows
     partial = path.with_name(f".{path.name}.partial")
     with locked(path.parent):
         try:
-            partial.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on Windows
+            partial.write_bytes(data)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -20,9 +20,17 @@ def notebook(path, *cells, kernel=None):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, request):
+    """An empty folder to work in. Pages take seconds, and are only made where a test asks for them."""
     monkeypatch.chdir(tmp_path)
+    if "with_pages" not in request.fixturenames:
+        monkeypatch.setattr(runner.pages, "write", lambda *_: [])
     return tmp_path
+
+
+@pytest.fixture
+def with_pages():
+    """Ask for real pages."""
 
 
 def run(*paths, store=False):
@@ -31,6 +39,7 @@ def run(*paths, store=False):
 
 @pytest.mark.parametrize("failing", ["1 / 0", "import os; os._exit(3)"], ids=["raises", "ends its kernel"])
 def test_one_that_fails_fails_the_run_is_not_stored_and_the_others_still_run(here, capsys, failing):
+    """A failure is neither forgotten nor stored, and nothing after it is lost."""
     bad = notebook(here / "1_bad.ipynb", "print('before')", failing, "print('after')")
     good = notebook(here / "2_good.ipynb", "print(6 * 7)")
     before = bad.read_bytes()
@@ -40,7 +49,42 @@ def test_one_that_fails_fails_the_run_is_not_stored_and_the_others_still_run(her
     out, err = capsys.readouterr()
     assert "FAILED" in out.splitlines()[0] and out.splitlines()[1].endswith("ok")
     assert "1_bad.ipynb" in err and "2_good" not in err
-    assert (here / "build/1_bad.html").is_file() and (here / "build/2_good.html").is_file()
+
+
+def test_execute_itself_says_whether_all_went_well(here):
+    good, bad = notebook(here / "1.ipynb", "pass"), notebook(here / "2.ipynb", "assert False")
+    assert runner.execute([good], here / "build") is True
+    for paths in ([bad], [good, bad], [bad, good]):
+        assert runner.execute(paths, here / "build") is False
+
+
+def test_the_page_of_one_that_failed_shows_the_error_and_no_outputs_of_another_run(here, with_pages, capsys):
+    bad = notebook(here / "1_bad.ipynb", "print('bef' + 'ore')", "1 / 0", "print('ne' + 'ver')")
+    good = notebook(here / "2_good.ipynb", "print(6 * 7)")
+    stored = nbformat.read(bad, as_version=4)
+    stored.cells[2].outputs = [nbformat.v4.new_output("stream", text="of another run\n")]
+    nbformat.write(stored, bad)
+    assert run(bad, good) == 1
+    page = (here / "build/1_bad.html").read_text()
+    assert "before" in page and "ZeroDivisionError" in page and "stopped at a cell" in page
+    assert "never" not in page and "of another run" not in page
+    good_page = (here / "build/2_good.html").read_text()
+    assert ">42\n<" in good_page and "stopped at a cell" not in good_page
+    last_lines = capsys.readouterr().out.strip().splitlines()
+    assert last_lines[-1] == f"Read them in a browser: {os.path.join('build', 'index.html')}"
+    assert '"1_bad.html"' in (here / "build/index.html").read_text()
+
+
+def test_numbered_notebooks_beside_it_get_pages_of_what_is_stored_in_them(here, with_pages):
+    run_now = notebook(here / "02_now.ipynb", "print('now')")
+    stored = nbformat.read(notebook(here / "01_earlier.ipynb", "print('x')"), as_version=4)
+    stored.cells[0].outputs = [nbformat.v4.new_output("stream", text="stored earlier\n")]
+    nbformat.write(stored, here / "01_earlier.ipynb")
+    notebook(here / "notes.ipynb", "1 / 0")
+    (here / "03_broken.ipynb").write_text("{}")
+    assert run(run_now) == 0
+    assert "stored earlier" in (here / "build/01_earlier.html").read_text()
+    assert {path.name for path in (here / "build").glob("[0-9n]*.html")} == {"01_earlier.html", "02_now.html"}
 
 
 def test_one_that_fails_before_good_ones_is_not_forgotten_in_the_exit_status(here):

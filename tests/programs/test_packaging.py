@@ -73,7 +73,17 @@ def test_the_pythons_that_are_named_are_those_that_are_let_in():
 
 
 def test_importing_the_package_imports_nothing_that_only_notebooks_need():
-    heavy = ("matplotlib", "gguf", "nbclient", "nbconvert", "nbformat", "IPython", "jupyter_client", "transformers")
+    heavy = (
+        "sphinx",
+        "myst_nb",
+        "matplotlib",
+        "gguf",
+        "nbclient",
+        "nbformat",
+        "IPython",
+        "jupyter_client",
+        "transformers",
+    )
     program = f"import sys, llama3_scratch; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[]\n", done.stderr
@@ -127,7 +137,7 @@ def make(folder, *arguments, uv=None):
     if uv:
         pretended(tools, uv, "uv")
     environment = {"PATH": str(tools), "LC_ALL": "C"}
-    command = [shutil.which("make"), ".venv/run", *arguments]
+    command = [shutil.which("make"), *(arguments or [".venv/run"])]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout + done.stderr
 
@@ -145,7 +155,7 @@ echo "$0 $@" >> "$(dirname "$0")/calls"
 @pytest.mark.parametrize("version", [(2, 7), (3, 9), (3, 15)])
 def test_a_wrong_python_is_answered_in_one_sentence_before_anything_is_made(copy, version):
     python = pretended(copy.parent, answering(version))
-    code, said = make(copy, f"PYTHON={python}")
+    code, said = make(copy, ".venv/run", f"PYTHON={python}")
     lines = [line for line in said.splitlines() if not line.startswith("make")]
     assert code != 0 and len(lines) == 1
     assert "3.10 to 3.14" in lines[0] and f"{version[0]}.{version[1]}" in lines[0] and "PYTHON=" in lines[0]
@@ -163,7 +173,7 @@ def asked_to_make_it(copy, uv=None):
     """A python3.12 that only notes what it is asked to do; whether a .venv was asked for."""
     python = pretended(copy.parent, answering((3, 12)))
     (copy.parent / "calls").unlink(missing_ok=True)
-    make(copy, f"PYTHON={python}", uv=uv)
+    make(copy, ".venv/run", f"PYTHON={python}", uv=uv)
     return "-m venv --clear .venv" in (copy.parent / "calls").read_text() if (copy.parent / "calls").exists() else False
 
 
@@ -190,3 +200,21 @@ def test_uv_is_used_where_there_is_no_other_python(copy):
     uv = f'echo "uv $@" >> "{copy.parent}/calls"; [ "$1" = venv ] && exit 7; exit 0'
     make(copy, uv=uv)
     assert (copy.parent / "calls").read_text() == "uv venv --clear .venv\n"
+
+
+@pytest_make
+@pytest.mark.parametrize("target", ["run", "notebooks", "lab"])
+@pytest.mark.parametrize("failing", ["", "fetch", "run", "lab"])
+def test_make_fails_where_a_command_of_ours_fails(copy, target, failing):
+    """The recipe, with a Python whose commands do nothing but end well or badly."""
+    bad = f'case "$*" in "-m llama3_scratch {failing}"*) exit 1;; esac' if failing else ""
+    pretended(copy / ".venv/bin", answering((3, 12)) + bad)
+    for stamp in ("run", "test"):
+        (copy / ".venv" / stamp).touch()
+        os.utime(copy / ".venv" / stamp, (2**32, 2**32))
+    code, said = make(copy, target)
+    calls = re.findall(r"-m llama3_scratch (.*)", (copy / ".venv/bin/calls").read_text())
+    expected = {"run": ["fetch", "run"], "notebooks": ["fetch", "run --store"], "lab": ["fetch", "lab"]}[target]
+    failed = [command for command in expected if failing and command.startswith(failing)]
+    assert (code != 0) == bool(failed), said
+    assert calls == expected[: expected.index(failed[0]) + 1 if failed else None]
