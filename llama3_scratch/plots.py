@@ -1,7 +1,7 @@
 """Pictures of live tensors. Each function returns a Picture, which a notebook shows when it is a cell's last value.
 
-Beside the image, a Picture carries a few numbers read back from what was drawn. Notebooks store both, and comparing
-the numbers catches a wrong picture, which comparing images could not do across machines.
+Beside the image, a Picture carries words and numbers read back from what was drawn. Notebooks store both, and comparing
+the text catches a wrong picture, which comparing images could not do across machines.
 """
 
 import math
@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
-from matplotlib.quiver import Quiver
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from .readback import fingerprint, text_of
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and of different brightness in grey.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#444444")
@@ -58,9 +60,11 @@ class Picture:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         png = BytesIO()
         with rc_context(_STYLE | {"font.family": _families()}):
-            self.figure.savefig(png, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
-        data = {"image/png": png.getvalue(), "text/plain": repr(self)}
-        return data, {"image/png": {"alt": self.alt or self._titles()}}
+            told, alt = repr(self), self.alt or self._titles()
+            # The image says which text it belongs to, and a test holds it to that.
+            note = {"Software": None, "Comment": fingerprint(told, alt)}
+            self.figure.savefig(png, format="png", dpi=100, bbox_inches="tight", metadata=note)
+        return {"image/png": png.getvalue(), "text/plain": told}, {"image/png": {"alt": alt}}
 
     def _titles(self) -> str:
         """What a screen reader says where nobody wrote a text: the titles, and the names of the axes."""
@@ -68,7 +72,7 @@ class Picture:
         return "Picture: " + "; ".join(told) if told else "Picture"
 
     def __repr__(self) -> str:
-        return "\n".join(["Picture", *(line for ax in self.axes for line in _numbers(ax))])
+        return text_of(self.figure, self.alt)
 
 
 P = ParamSpec("P")
@@ -145,10 +149,9 @@ def token_rows(
         if kind == "name":
             ax.text(x, top + 0.14, text, va="center", color="#555555")
             continue
-        strong_box = not isinstance(kind, int)
         face = COLORS[0] if isinstance(kind, str) else ("#DCE9F2", "#FBEFD5")[kind % 2]
         ax.add_patch(Rectangle((x, top), width, 0.28, facecolor=face, edgecolor="#777777", linewidth=0.6, gid="token"))
-        color = "white" if strong_box else "black"
+        color = ink(face)
         ax.text(
             x + width / 2,
             top + 0.14,
@@ -161,6 +164,13 @@ def token_rows(
         if under:
             ax.text(x + width / 2, top + 0.38, under, ha="center", va="center", fontsize=7, color="#555555")
     return Picture(figure)
+
+
+def ink(background: Any) -> str:
+    """Black or white, whichever is easier to read on this colour; one of them always has a contrast of 4.5 to 1."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(background)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]  # as WCAG defines it
+    return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"
 
 
 @styled
@@ -192,11 +202,12 @@ def heatmap(
     if signed:
         vmax = values[values.isfinite()].abs().max().item() if vmax is None else vmax
         vmin = -vmax
-        for row, column in (values.abs() > vmax / 4).nonzero().tolist():  # for readers in grey
-            sign = "+" if values[row, column] > 0 else "\N{MINUS SIGN}"
-            strong = values[row, column].abs() > 0.6 * vmax
-            ax.text(column, row, sign, ha="center", va="center", fontsize=7, color="white" if strong else "black")
     image = _draw_matrix(ax, values, vmin, vmax, _SIGNED_CMAP if signed else _CMAP)
+    if signed:
+        for row, column in (values.abs() > image.norm.vmax / 4).nonzero().tolist():  # for readers in grey
+            value = values[row, column].item()
+            style: dict[str, Any] = {"color": ink(image.to_rgba(value)), "ha": "center", "va": "center", "fontsize": 7}
+            ax.text(column, row, "+" if value > 0 else "\N{MINUS SIGN}", **style)
     if numbers and max(n_rows, n_columns) <= 26:
         _write_hundredths(ax, image)
     _name_ticks(ax, rows, columns)
@@ -401,7 +412,8 @@ def blocks(sizes: Mapping[str, float], title: str = "", unit: str = "") -> Pictu
             Rectangle((left, 0), share, 1, facecolor=color, edgecolor="white", hatch=("", "//")[i // len(COLORS) % 2])
         )
         if share > 0.04:
-            ax.text(left + share / 2, 0.5, f"{share:.0%}", ha="center", va="center", color="white", fontweight="bold")
+            style: dict[str, Any] = {"color": ink(color), "fontweight": "bold", "ha": "center", "va": "center"}
+            ax.text(left + share / 2, 0.5, f"{share:.0%}", **style)
         y = -0.45 - 0.55 * i
         ax.add_patch(Rectangle((0, y - 0.2), 0.018, 0.4, facecolor=color, edgecolor="none"))
         ax.text(0.03, y, name, va="center")
@@ -501,7 +513,7 @@ def orders(rows: Mapping[str, Sequence[int]], pairs: Sequence[int], title: str =
         for place, row in enumerate(order):
             color = COLORS[pairs[row] % len(COLORS)]
             ax.add_patch(Rectangle((place - 0.4, y - 0.3), 0.8, 0.6, facecolor=color, edgecolor="none"))
-            ax.text(place, y, str(row), ha="center", va="center", color="white", fontweight="bold")
+            ax.text(place, y, str(row), ha="center", va="center", color=ink(color), fontweight="bold")
             for other in range(row + 1, n):
                 if pairs[other] == pairs[row]:
                     ends = [(x, y + 0.32 * outwards) for x in sorted((places[i][row], places[i][other]))]
@@ -559,7 +571,7 @@ def _write_hundredths(ax: Axes, image: Any) -> None:
     shown = image.get_array()
     for (row, column), value in np.ndenumerate(shown.filled(0.0)):
         if not np.ma.getmaskarray(shown)[row, column] and abs(value) >= 0.1:
-            color = "black" if image.norm(value) > 0.6 else "white"
+            color = ink(image.to_rgba(value))
             ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6, color=color)
 
 
@@ -606,44 +618,3 @@ def _drawable(char: str) -> str:
 def _columns(text: str) -> int:
     # East Asian characters are two columns wide.
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _numbers(ax: Axes) -> list[str]:
-    """One line for each thing drawn, in numbers read back from it."""
-    if ax.get_label() == "<colorbar>":
-        return []
-    found: list[tuple[str, Any]] = [("image", image.get_array()) for image in ax.images]
-    for line in ax.lines:
-        found += [("line x", line.get_xdata()), ("line y", line.get_ydata())]
-    for container in ax.collections:
-        if isinstance(container, Quiver):
-            found += [("arrows x", container.U), ("arrows y", container.V)]
-    # Tokens' boxes are as wide as their labels, and which characters labels can show depends on the fonts at hand.
-    tokens = sum(p.get_gid() == "token" for p in ax.patches)
-    boxes = [p for p in ax.patches if isinstance(p, Rectangle) and p.get_gid() != "token"]
-    if boxes:
-        found.append(("boxes", np.array([(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in boxes])))
-    found += [("steps", patch.get_data().values) for patch in ax.patches if hasattr(patch, "get_data")]
-    counted = [f"  {tokens} tokens"] if tokens else []
-    if ax.get_gid() == "drawing":  # its words are what it shows; where its lines run is a matter of taste
-        return ["  " + " | ".join(text.get_text().replace("\n", " ") for text in ax.texts)]
-    return counted + [f"  {kind} {_summary(values)}" for kind, values in found]
-
-
-def _summary(values: Any) -> str:
-    """Shape, extremes, and two sums, fine enough to show one changed cell and coarse enough for any CPU.
-
-    The second sum weighs the values by their place, so that two that change places are noticed.
-    """
-    array: Any = np.ma.masked_invalid(np.ma.asarray(values, dtype=float))
-    kept = array.filled(0.0).ravel()
-    scale = np.abs(kept).max() or 1.0
-    digits = 3 - math.floor(math.log10(scale))
-    weighted = (kept * np.linspace(0, 1, kept.size)).sum()
-    extremes = (array.min(), array.max()) if array.count() else (0.0, 0.0)
-    low, high, total, placed = (
-        f"{round(float(v), digits) + 0.0:.{max(digits, 0)}f}" for v in (*extremes, kept.sum(), weighted)
-    )
-    masked = int(np.ma.count_masked(array))
-    shape = "x".join(str(n) for n in array.shape)
-    return f"{shape}: {low} to {high}, sum {total}, by place {placed}" + (f", masked {masked}" if masked else "")

@@ -27,6 +27,12 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, databas
 settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that the last worker does not run alone for a minute."""
+    first = ("test_notebooks.py", "test_faults.py", "test_pages.py")
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """Name -> folder of a tiny checkpoint made by this run, since those in checkpoints/ may be an older version's."""

@@ -425,8 +425,8 @@ def failed_cells(
     `prompt`, that is what the notebooks read.
 
     The asserts inside the cells speak, and `compare` says which stored outputs must come again: those of cells "tagged"
-    nbval-check-output, or "all". These two share one start (run_cells.py); "nbval" compares all as well, but in a
-    kernel each, as a reader runs them.
+    nbval-check-output, or "all". These two share one start (run_cells.py) and make no images; "drawn" is "tagged" with
+    images. "nbval" compares all as well, but in a kernel each, as a reader runs them.
     """
     assert notebooks  # without one, pytest would run all tests
     environment = os.environ | SAME_EVERYWHERE

@@ -1,9 +1,10 @@
-"""Run the cells of notebooks without a kernel each: `python run_cells.py tagged|all REPORT NOTEBOOK...`
+"""Run the cells of notebooks without a kernel each: `python run_cells.py tagged|all|drawn REPORT NOTEBOOK...`
 
 torch and the rest are imported once, and each notebook then runs in a fork of this process, so that a dozen of them
 take little more time than their arithmetic. What went wrong is written to REPORT as JSON, notebook -> traceback; a
 notebook is left at its first failure. `tagged` compares outputs of cells tagged nbval-check-output with the stored
-ones, `all` compares all but those tagged nbval-ignore-output.
+ones, `all` compares all but those tagged nbval-ignore-output. Neither turns a picture into an image, which takes most
+of the time and is not compared; `drawn` is `tagged` with images.
 """
 
 import io
@@ -14,11 +15,12 @@ import traceback
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import matplotlib.figure  # noqa: F401
 import nbformat
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+
+from llama3_scratch.plots import Picture
 
 
 def failure(path: Path, which: str) -> str | None:
@@ -27,6 +29,8 @@ def failure(path: Path, which: str) -> str | None:
     torch.set_num_threads(1)
     shell = InteractiveShell.instance(colors="NoColor")
     shell.displayhook.write_output_prompt = lambda: None  # no "Out[5]:" before a value
+    if which != "drawn":
+        Picture._repr_mimebundle_ = lambda self, **_: ({"text/plain": repr(self)}, {})
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code":
             continue
@@ -37,7 +41,7 @@ def failure(path: Path, which: str) -> str | None:
             said = "".join(traceback.format_exception(error))
             return f"{cell.source}\n\n{said}"
         tags = cell.metadata.get("tags", ())
-        if "nbval-check-output" in tags if which == "tagged" else "nbval-ignore-output" not in tags:
+        if "nbval-ignore-output" not in tags if which == "all" else "nbval-check-output" in tags:
             got = shown.stdout + "".join(output.data.get("text/plain", "") for output in shown.outputs)
             if lines(got) != lines(stored(cell)):
                 return f"{cell.source}\n\nAssertionError: stored\n{stored(cell)}\nbut now\n{got}"

@@ -9,7 +9,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from ..plots import Picture
 
-FLOWS, LEARNED, LIT, INK, GREY = "#CFE3F1", "#FBE7BC", "#0072B2", "#222222", "#8A8A8A"
+FLOWS, LEARNED, LIT, INK, GREY = "#CFE3F1", "#FBE7BC", "#0072B2", "#222222", "#707070"
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")  # with the colours of heads, for readers in grey
 PAPER: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.85}
 

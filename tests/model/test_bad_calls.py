@@ -13,6 +13,7 @@ from llama3_scratch import (
     encode_chat,
     functional,
     generate,
+    generate_batch,
     generate_text,
     load_checkpoint,
 )
@@ -132,6 +133,21 @@ def test_a_device_that_is_not_here_is_refused(ckpt, device):
 
 def test_several_texts_are_refused_where_one_is_continued(ckpt, model):
     refused(lambda: generate_text(model, ckpt.tokenizer, [[1, 2], [3]]), ValueError, "one prompt generate_batch")
+
+
+def test_a_single_id_is_no_list_of_prompts(model):
+    refused(lambda: generate_batch(model, 5), ValueError, "list of ids single 5")
+
+
+@pytest.mark.parametrize("write", [generate_batch, lambda model, prompts: pad(prompts)], ids=["generate_batch", "pad"])
+def test_prompts_in_lists_of_lists_are_refused(model, write):
+    refused(lambda: write(model, [[[1, 2]]]), ValueError, "nested deeper")
+    refused(lambda: write(model, [[1, 2], [[3, 4]]]), ValueError, "nested deeper")
+
+
+@pytest.mark.parametrize("several", [[(1, 2), (3,)], ([1, 2], (3,)), [[1], [2, 3]]], ids=str)
+def test_several_prompts_of_several_lengths_are_told_where_to_go(model, several):
+    refused(lambda: generate(model, several), ValueError, "one prompt generate_batch")
 
 
 SIZES = {"batch_size": [(0, 8), (-1, 8), (1.5, 8), (True, 8)], "max_seq_len": [(1, 0), (1, None), (1, 2**70)]}

@@ -169,6 +169,131 @@ IN_A_NOTEBOOK = [
         'F.silu(x @ w("feed_forward.w3").T) * (x @ w("feed_forward.w1").T)',
         "tiny-ratio1",
     ),
+    (
+        "tied by name, not by storage",
+        "09_modules",
+        "    if is_tied(weights):\n        llama.output.weight = llama.tok_embeddings.weight\n",
+        "",
+        "tiny-ratio3",
+    ),
+    (
+        "attention reads the stream itself",
+        "09_modules",
+        "h = x + self.attention(self.attention_norm(x), freqs_cis, mask)",
+        "h = x + self.attention(x, freqs_cis, mask)",
+        "tiny-ratio1",
+    ),
+    ("missing last norm", "09_modules", "self.output(self.norm(h)).float()", "self.output(h).float()", "tiny-ratio1"),
+    (
+        "groups dealt like cards",
+        "09_modules",
+        "heads.repeat_interleave(params.n_heads // heads.shape[1], dim=1)",
+        "heads.repeat(1, params.n_heads // heads.shape[1], 1, 1)",
+        "tiny-ratio3",
+    ),
+    (
+        "padding not masked",
+        "09_modules",
+        "package(batch, attention_mask=attention_mask)[shorter, -1]",
+        "package(batch)[shorter, -1]",
+        "tiny-ratio1",
+    ),
+    (
+        "a new token at position 0",
+        "10_generation",
+        "new_rotation = freqs_cis[n:]",
+        "new_rotation = freqs_cis[:1]",
+        "tiny-ratio3",
+    ),
+    (
+        "positions one too far",
+        "10_generation",
+        "position = torch.tensor([len(again) - 1])",
+        "position = torch.tensor([len(again)])",
+        "tiny-ratio3",
+    ),
+    (
+        "top-p one token short",
+        "10_generation",
+        "before = sorted_probs.cumsum(-1) - sorted_probs",
+        "before = sorted_probs.cumsum(-1)",
+        "tiny-ratio3",
+    ),
+    ("the first token's value", "10_generation", "heads(x[n:], wv)])", "heads(x[:1], wv)])", "tiny-ratio3"),
+    (
+        "a conversation that skips a token",
+        "10_generation",
+        "ids[shared:], cache",
+        "ids[shared + 1 :], cache",
+        "tiny-scaled",
+    ),
+    (
+        "values not counted",
+        "11_sizes_and_long_texts",
+        "(q_dim + kv_dim + kv_dim + q_dim)",
+        "(q_dim + kv_dim + q_dim)",
+        "tiny-ratio3",
+    ),
+    (
+        "one norm a layer",
+        "11_sizes_and_long_texts",
+        "in_feed_forward + 2 * llama3_8b.dim",
+        "in_feed_forward + llama3_8b.dim",
+        "tiny-ratio3",
+    ),
+    ("rounded down", "11_sizes_and_long_texts", "neurons = math.ceil(", "neurons = math.floor(", "tiny-ratio3"),
+    ("tied upside down", "11_sizes_and_long_texts", "if tied else total", "if not tied else total", "tiny-ratio3"),
+    (
+        "a blend of a wrong width",
+        "11_sizes_and_long_texts",
+        "(trained_turns - low) / (high - low)",
+        "(trained_turns - low) / high",
+        "tiny-ratio3",
+    ),
+    (
+        "sped up, not slowed down",
+        "11_sizes_and_long_texts",
+        "(1 - share) * trained / factor",
+        "(1 - share) * trained * factor",
+        "tiny-ratio3",
+    ),
+    ("the header read as numbers", "12_files", "f.seek(8 + length + begin)", "f.seek(8 + begin)", "tiny-ratio1"),
+    ("exponents one too small", "12_files", "2 ** (exponent - 127)", "2 ** (exponent - 128)", "tiny-ratio1"),
+    (
+        "half of a tied gradient",
+        "12_files",
+        "assert_close(as_table + as_output, both)",
+        "assert_close(as_table, both)",
+        "tiny-ratio1",
+    ),
+    (
+        "halves exchanged",
+        "12_files",
+        "torch.cat([rows[0::2], rows[1::2]])",
+        "torch.cat([rows[1::2], rows[0::2]])",
+        "tiny-ratio3",
+    ),
+    (
+        "all shards joined by rows",
+        "12_files",
+        "torch.cat([left[key], right[key]], dim)",
+        "torch.cat([left[key], right[key]], 0)",
+        "tiny-ratio1",
+    ),
+    (
+        "wo cut by rows",
+        "12_files",
+        'key.endswith(("wo.weight", "w2.weight"))',
+        'key.endswith("w2.weight")',
+        "tiny-ratio3",
+    ),
+    (
+        "gathered in another order",
+        "12_files",
+        "torch.cat(shares, dim=-1)",
+        "torch.cat(shares[::-1], dim=-1)",
+        "tiny-ratio3",
+    ),
 ]
 # A picture drawn wrong is caught by the numbers stored beside it.
 IN_A_PICTURE = [
@@ -179,6 +304,9 @@ IN_A_PICTURE = [
         'scores.float(), labels, labels, "Scores after',
     ),
     ("one wrong cell", "02_embedding", "cosines = unit @ unit.T\n", "cosines = unit @ unit.T\ncosines[3, 5] += 0.1\n"),
+    ("a norm counted among matrices", "02_embedding", '"attention": "attention.w"', '"attention": "attention"'),
+    ("colours of positive numbers only", "02_embedding", "vmin=-reach,", "vmin=0.0,"),
+    ("the next token's name", "03_rmsnorm", "plots.bars(labels, rms(x)", "plots.bars([*labels[1:], labels[0]], rms(x)"),
     (
         "rotation off by 0.02",
         "04_single_head_attention",
@@ -302,7 +430,10 @@ def plant_in_package(folder, number, notebook, name, change):
     module.write_text(ast.unparse(ast.fix_missing_locations(tree)))
     copy = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4)
     first = next(cell for cell in copy.cells if cell.cell_type == "code")
-    first.source = f"import sys\nsys.path.insert(0, {str(package)!r})\n" + first.source
+    forget = (
+        "for name in [name for name in sys.modules if name.startswith('llama3_scratch')]:\n    del sys.modules[name]"
+    )
+    first.source = f"import sys\nsys.path.insert(0, {str(package)!r})\n{forget}\n{first.source}"
     return write(copy, folder, number)
 
 

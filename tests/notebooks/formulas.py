@@ -1,0 +1,571 @@
+# ruff: noqa: E501
+"""Every formula of the notebooks, to the letter, and beside it the same in Python, held against torch or the package.
+
+A formula that stands here is one that a reviewer has read. Which are missing, and which are in no notebook any more:
+
+    python tests/notebooks/formulas.py
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from cells import NOTEBOOKS, prose_cells, read
+from nbformat import NotebookNode
+from prose import CODE, FORMULA, NO_PROSE, blank
+from torch.testing import assert_close
+
+from llama3_scratch import functional
+from llama3_scratch.params import PUBLISHED, ModelArgs
+
+PARAMS = ModelArgs(24, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=50, multiple_of=20, norm_eps=1e-2)
+SEQ = 5
+
+
+def dice(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+
+
+WEIGHTS = {key: dice(*shape, seed=i) for i, (key, shape) in enumerate(PARAMS.weight_shapes().items())}
+IDS = torch.tensor([3, 1, 4, 1, 5])
+X, GAIN = dice(SEQ, PARAMS.dim, seed=90), dice(PARAMS.dim, seed=91)
+CIS = functional.rotations(PARAMS, SEQ)
+MASK = functional.causal_mask(SEQ, torch.float64)
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # rotations are in float32
+
+
+def weight(name: str, layer: int = 0) -> torch.Tensor:
+    return WEIGHTS[f"layers.{layer}.{name}.weight"]
+
+
+# The steps, as the formulas say them
+
+
+def norm_of(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    rows = [
+        [number / math.sqrt(sum(n**2 for n in row) / len(row) + PARAMS.norm_eps) for number in row]
+        for row in x.tolist()
+    ]
+    return torch.tensor(rows, dtype=x.dtype) * gain
+
+
+def rotate(rows: torch.Tensor, positions: list[int] | None = None) -> torch.Tensor:
+    """Each pair of a row by the angle of its place and position."""
+    d, turned = rows.shape[-1], rows.clone()
+    for m, position in enumerate(positions or range(len(rows))):
+        for i in range(d // 2):
+            angle = position * PARAMS.rope_theta ** (-2 * i / d)
+            a, b = rows[m, 2 * i], rows[m, 2 * i + 1]
+            turned[m, 2 * i] = a * math.cos(angle) - b * math.sin(angle)
+            turned[m, 2 * i + 1] = a * math.sin(angle) + b * math.cos(angle)
+    return turned
+
+
+def softmax_of(scores: torch.Tensor) -> torch.Tensor:
+    powers = math.e**scores
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def one_head(y: torch.Tensor, i: int, layer: int = 0) -> torch.Tensor:
+    d, g = PARAMS.head_dim, i // PARAMS.group_size
+    wq, wk, wv = (weight(f"attention.{name}", layer) for name in ("wq", "wk", "wv"))
+    q = rotate(y @ wq[i * d : (i + 1) * d].T)
+    k = rotate(y @ wk[g * d : (g + 1) * d].T)
+    v = y @ wv[g * d : (g + 1) * d].T
+    return softmax_of(q @ k.T / math.sqrt(d) + MASK) @ v
+
+
+def silu_of(z: torch.Tensor) -> torch.Tensor:
+    return z * (1 / (1 + math.e**-z))
+
+
+def attended(x: torch.Tensor, layer: int = 0) -> torch.Tensor:
+    y = norm_of(x, weight("attention_norm", layer))
+    heads = [one_head(y, i, layer) for i in range(PARAMS.n_heads)]
+    return x + torch.cat(heads, dim=-1) @ weight("attention.wo", layer).T
+
+
+def layered(x: torch.Tensor, layer: int = 0) -> torch.Tensor:
+    x = attended(x, layer)
+    y = norm_of(x, weight("ffn_norm", layer))
+    w1, w2, w3 = (weight(f"feed_forward.{name}", layer) for name in ("w1", "w2", "w3"))
+    return x + (silu_of(y @ w1.T) * (y @ w3.T)) @ w2.T
+
+
+# What the formulas are held against
+
+
+def lookup() -> None:
+    table = WEIGHTS["tok_embeddings.weight"]
+    assert_close(table[IDS], F.embedding(IDS, table))
+    assert table[IDS].shape == (SEQ, PARAMS.dim)
+
+
+def norm() -> None:
+    assert_close(norm_of(X, GAIN), F.rms_norm(X, (PARAMS.dim,), GAIN, PARAMS.norm_eps))
+    assert_close(norm_of(X, GAIN), functional.rms_norm(X, GAIN, PARAMS.norm_eps))
+
+
+def lookup_and_norm() -> None:
+    lookup()
+    norm()
+
+
+def turned() -> None:
+    a, b, phi = 0.7, -1.3, 0.9
+    pair = (a * math.cos(phi) - b * math.sin(phi), a * math.sin(phi) + b * math.cos(phi))
+    both = complex(a, b) * torch.polar(torch.tensor(1.0), torch.tensor(phi)).item()
+    assert_close(torch.tensor(pair), torch.tensor([both.real, both.imag]))
+
+
+def whole_turn() -> None:
+    assert math.isclose(math.degrees(2 * math.pi), 360)
+
+
+def complex_turn() -> None:
+    a, b, phi = 0.7, -1.3, 0.9
+    theirs = functional.apply_rotary_emb(torch.tensor([[[a, b]]]), torch.polar(torch.ones(1, 1), torch.tensor([[phi]])))
+    ours = complex(a, b) * complex(math.cos(phi), math.sin(phi))
+    assert_close(theirs.flatten(), torch.tensor([ours.real, ours.imag]))
+
+
+def frequencies() -> None:
+    d = 16
+    ours = torch.tensor([PARAMS.rope_theta ** (-2 * i / d) for i in range(d // 2)])
+    assert_close(functional.precompute_freqs_cis(d, 2, PARAMS.rope_theta)[1].angle(), ours)
+    i = d / 2 - 1  # the last one
+    assert math.isclose(PARAMS.rope_theta ** (-2 * i / d), PARAMS.rope_theta ** -((d - 2) / d))
+
+
+def distance_only() -> None:
+    q, k, phi, m, n = complex(0.7, -1.3), complex(-0.2, 0.4), 0.9, 11, 8
+
+    def turn(angle: float) -> complex:
+        return complex(math.cos(angle), math.sin(angle))
+
+    score = q * turn(m * phi) * (k * turn(n * phi)).conjugate()
+    assert abs(score - q * k.conjugate() * turn((m - n) * phi)) < 1e-12
+    rows = dice(2, 8)
+    dots = [(rotate(rows[:1], [m + by]) @ rotate(rows[1:], [n + by]).T).item() for by in (0, 5)]
+    assert math.isclose(*dots)
+
+
+def softmax_of_nothing() -> None:
+    assert math.exp(-math.inf) == 0 and math.e**0 == 1
+    assert_close(torch.tensor([0.0, -math.inf]).softmax(0), torch.tensor([1.0, 0.0]))
+    assert_close(softmax_of(X), X.softmax(-1))
+
+
+def scaled_scores() -> None:
+    d = 4096
+    q, k = torch.randn(2, 200, d, generator=torch.Generator().manual_seed(0))
+    assert abs((q * k).sum(-1).std() / math.sqrt(d) - 1) < 0.15
+
+
+def uniform() -> None:
+    spread = torch.linspace(-math.sqrt(3), math.sqrt(3), 10001, dtype=torch.float64)
+    assert abs(spread.var().item() - 1) < 1e-3
+
+
+def halves() -> None:
+    """Row i and row i + head_dim/2 become neighbours 2i and 2i + 1."""
+    d = 8
+    theirs = torch.arange(d)
+    neighbours = theirs.view(2, d // 2).T.flatten()
+    for i in range(d // 2):
+        assert neighbours[2 * i] == i and neighbours[2 * i + 1] == i + d // 2
+
+
+def queries_keys_values() -> None:
+    w = dice(PARAMS.head_dim, PARAMS.dim)
+    ours, theirs = rotate(X @ w.T), functional.apply_rotary_emb(F.linear(X, w)[:, None], CIS)[:, 0]
+    assert_close(ours, theirs, **CLOSE)
+    assert ours.shape == (SEQ, PARAMS.head_dim)
+
+
+def head() -> None:
+    q, k, v = dice(3, SEQ, PARAMS.head_dim)
+    ours = softmax_of(q @ k.T / math.sqrt(PARAMS.head_dim) + MASK) @ v
+    assert_close(ours, F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0])
+
+
+def first_half() -> None:
+    matrices = (weight(f"attention.{name}") for name in ("wq", "wk", "wv", "wo"))
+    normed = functional.rms_norm(X, weight("attention_norm"), PARAMS.norm_eps)
+    assert_close(attended(X), X + functional.attention(normed, *matrices, CIS, MASK, PARAMS.head_dim), **CLOSE)
+
+
+def silu() -> None:
+    assert_close(silu_of(X), F.silu(X))
+
+
+def silu_near_zero() -> None:
+    z = torch.linspace(-0.05, 0.05, 11, dtype=torch.float64)
+    assert_close(z / 2 + z**2 / 4, F.silu(z), rtol=0, atol=1e-6)
+    far = torch.tensor(40.0, dtype=torch.float64)
+    assert_close(F.silu(far) / 2, far / 2)
+
+
+def silu_lowest() -> None:
+    z = torch.linspace(-4, 4, 8001, dtype=torch.float64)
+    lowest = z[F.silu(z).argmin()].item()
+    assert abs(lowest + 1.28) < 0.005 and lowest < 0
+
+
+def gated() -> None:
+    w, v = dice(PARAMS.dim, 7), dice(PARAMS.dim, 7, seed=1)
+    assert_close(1 / (1 + math.e ** -(X @ w)) * (X @ v), F.glu(torch.cat([X @ v, X @ w], dim=-1)))
+
+
+def two_thirds() -> None:
+    assert 2 * 4 == 3 * 8 / 3
+    dim = 3 * 128
+    assert 3 * ModelArgs(dim, 1, 1, 9, multiple_of=1).hidden_dim == 2 * 4 * dim
+
+
+def layer() -> None:
+    assert_close(layered(X), functional.transformer_block(X, WEIGHTS, 0, PARAMS, CIS, MASK), **CLOSE)
+
+
+def surprise() -> None:
+    logits, target = dice(SEQ, 9), torch.arange(SEQ)
+    p = softmax_of(logits)[range(SEQ), target]
+    loss = (-torch.log(p)).mean()
+    assert_close(loss, F.cross_entropy(logits, target))
+    assert_close(math.e**-loss, p.prod() ** (1 / SEQ))
+    assert round(math.e, 2) == 2.72 and round(math.e**-2.36, 2) == 0.09
+
+
+def blind_guess() -> None:
+    vocab = 50
+    assert math.isclose(F.cross_entropy(torch.zeros(1, vocab), torch.tensor([7])).item(), math.log(vocab), rel_tol=1e-6)
+
+
+def next_position() -> None:
+    model_sees = [functional.forward(IDS[: m + 1].tolist(), WEIGHTS, PARAMS)[-1] for m in range(SEQ - 1)]
+    at_once = functional.forward(IDS, WEIGHTS, PARAMS)[:-1]  # row m is asked for token m + 1
+    assert_close(torch.stack(model_sees), at_once, **CLOSE)
+
+
+def model() -> None:
+    x = WEIGHTS["tok_embeddings.weight"][IDS]
+    for i in range(PARAMS.n_layers):
+        x = layered(x, i)
+    logits = norm_of(x, WEIGHTS["norm.weight"]) @ WEIGHTS["output.weight"].T
+    theirs = functional.forward(IDS, WEIGHTS, PARAMS)
+    assert_close(logits.float(), theirs, rtol=1e-4, atol=1e-4)
+    assert logits[-1].argmax() == theirs[-1].argmax()
+
+
+def first_weights() -> None:
+    n = 400
+    numbers = torch.nn.Linear(n, 500, bias=False).weight
+    assert 0.99 / math.sqrt(n) < numbers.max() <= 1 / math.sqrt(n)
+    assert -1 / math.sqrt(n) <= numbers.min() < -0.99 / math.sqrt(n)
+
+
+def step() -> None:
+    theta = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    rate, optimizer = 0.1, torch.optim.SGD([theta], lr=0.1)
+    (theta**3).sum().backward()
+    wanted = theta.detach() - rate * theta.grad
+    optimizer.step()
+    assert_close(theta.detach(), wanted)
+
+
+def positions() -> None:
+    n, m = 16, 8
+    lengths = list(range(n, n + m))  # n tokens for the first new one, and one more each time
+    assert lengths[1] == n + 1 and lengths[-1] == n + m - 1
+    assert sum(lengths) == m * n + m * (m - 1) / 2
+
+
+def generate_loop() -> None:
+    logits, temperature, p, dart = dice(9) * 4, 0.7, 0.8, 0.6
+    ours = softmax_of(logits / temperature)
+    assert_close(ours, (logits / temperature).softmax(-1))
+    best = ours.sort(descending=True)
+    kept = best.values * (best.values.cumsum(0) - best.values < p)
+    assert 0 < kept.count_nonzero() < 9
+    assert best.indices[torch.searchsorted(kept.cumsum(0) / kept.sum(), dart)] in best.indices[: kept.count_nonzero()]
+
+
+def bandwidth() -> None:
+    per_token, memory = 16e9, 32e9  # bytes; bytes a second
+    assert memory / per_token == 1 / (per_token / memory)
+
+
+def stretched() -> None:
+    theta, d, s, context = 5e5, 128, 8.0, 8192
+    phi = torch.tensor([theta ** (-2 * i / d) for i in range(d // 2)])
+    t = context * phi / (2 * math.pi)
+    g = ((t - 1) / (4 - 1)).clamp(0, 1)
+    assert_close(g * phi + (1 - g) * phi / s, functional.apply_scaling(phi, s))
+    assert_close(phi * (g + (1 - g) / s), functional.apply_scaling(phi, s))
+
+
+def costs() -> None:
+    stretched()
+    args, n = PUBLISHED["Llama 3 8B"], 1000
+    cache = 2 * 2 * args.n_layers * args.n_kv_heads * args.head_dim * n
+    keys = torch.empty(args.n_layers, args.n_kv_heads, n, args.head_dim, dtype=torch.bfloat16, device="meta")
+    assert cache == 2 * keys.nbytes
+    numbers, bits = sum(math.prod(shape) for shape in args.weight_shapes().values()), 16
+    assert numbers * bits / 8 == 2 * numbers
+
+
+def bfloat16() -> None:
+    numbers = torch.tensor([1.0, -2.5, 0.15625, 3e38, -1e-30]).bfloat16()
+    for number, bits in zip(numbers.tolist(), numbers.view(torch.int16).tolist(), strict=True):
+        sign, exponent, fraction = (bits >> 15) & 1, (bits >> 7) & 255, bits & 127
+        assert number == (-1) ** sign * 2.0 ** (exponent - 127) * (1 + fraction / 128)
+
+
+def solved_order() -> None:
+    x, a = dice(SEQ * 3, 4), dice(4, 6, seed=1)
+    assert_close(torch.linalg.lstsq(x, x @ a).solution, a)
+
+
+def on_machines() -> None:
+    """Two machines, each with half of the heads, of the neurons, of the rows of both ends."""
+    matrices = [weight(f"attention.{name}") for name in ("wq", "wk", "wv", "wo")]
+    parts = [m.chunk(2, dim=1 if m is matrices[3] else 0) for m in matrices]
+    written = [functional.attention(X, *machine, CIS, MASK, PARAMS.head_dim) for machine in zip(*parts, strict=True)]
+    assert_close(sum(written), functional.attention(X, *matrices, CIS, MASK, PARAMS.head_dim))
+    w1, w2, w3 = (weight(f"feed_forward.{name}") for name in ("w1", "w2", "w3"))
+    pieces = zip(w1.chunk(2), w3.chunk(2), w2.chunk(2, dim=1), strict=True)
+    assert_close(
+        sum((silu_of(X @ a.T) * (X @ b.T)) @ c.T for a, b, c in pieces), functional.feed_forward(X, w1, w2, w3)
+    )
+    output = WEIGHTS["output.weight"]
+    assert_close(torch.cat([X @ rows.T for rows in output.chunk(2)], dim=-1), X @ output.T)
+    table = WEIGHTS["tok_embeddings.weight"]
+    columns = [F.pad(part, (12 * i, 12 - 12 * i)) for i, part in enumerate(table.chunk(2, dim=1))]
+    assert_close(sum(part[IDS] for part in columns), table[IDS])
+
+
+# Verbatim, and what computes it; or why nothing does.
+FORMULAS: dict[str, Callable[[], None] | str] = {
+    # Notebook 1
+    r"$$\underset{[\text{seq}]}{\text{ids}} = \operatorname{BPE}(\text{text})$$": "words: no number comes of it",
+    # Notebook 2
+    r"$$\underset{[\text{seq},\ \text{dim}]}{x} = \underset{[\text{vocab},\ \text{dim}]}{E}\,[\text{ids}]$$": lookup,
+    # Notebook 3
+    r"$$y_i = \frac{x_i}{\sqrt{\frac{1}{\text{dim}}\sum_j x_j^2 + \varepsilon}} \; g_i$$": norm,
+    r"$\sqrt{\text{dim}}$": "the length that it leaves; see norm",
+    r"$10^{-8}$": "a size, chosen",
+    r"$$\underbrace{\mathrm{ids}}_{[\mathrm{seq}]} = \mathrm{BPE}(\mathrm{text}) \qquad \underbrace{x}_{[\mathrm{seq},\ \mathrm{dim}]} = \underbrace{E}_{[\mathrm{vocab},\ \mathrm{dim}]}[\mathrm{ids}]$$": lookup,
+    r"$$\underbrace{y}_{[\mathrm{seq},\ \mathrm{dim}]} = \mathrm{norm}(x) = \underbrace{x}_{[\mathrm{seq},\ \mathrm{dim}]} \;/\; \underbrace{\sqrt{\mathrm{mean}(x^2) + \varepsilon}}_{[\mathrm{seq},\ 1]} \;\cdot\; \underbrace{g}_{[\mathrm{dim}]}$$": norm,
+    # Notebook 4
+    r"$$a' = a\cos\varphi - b\sin\varphi \qquad b' = a\sin\varphi + b\cos\varphi$$": turned,
+    r"$2\pi$": whole_turn,
+    r"$a + bi$": complex_turn,
+    r"$\cos\varphi + i\sin\varphi$": complex_turn,
+    r"$$\theta^{-2i/\mathrm{head\_dim}} \text{ radians per token,}$$": frequencies,
+    r"$(m - n)$": distance_only,
+    r"$$q e^{im\varphi} \; \overline{k e^{in\varphi}} = q \bar k \; e^{i(m-n)\varphi}$$": distance_only,
+    r"$e^{-\infty}$": softmax_of_nothing,
+    r"$e^0 = 1$": softmax_of_nothing,
+    r"$\sqrt{\mathrm{head\_dim}}$": scaled_scores,
+    r"$-\sqrt 3$": uniform,
+    r"$\sqrt 3$": uniform,
+    r"$i + \mathrm{head\_dim}/2$": halves,
+    r"$$\underbrace{\mathrm{ids}}_{[\mathrm{seq}]} = \mathrm{BPE}(\mathrm{text}) \qquad \underbrace{x}_{[\mathrm{seq},\ \mathrm{dim}]} = \underbrace{E}_{[\mathrm{vocab},\ \mathrm{dim}]}[\mathrm{ids}] \qquad \underbrace{y}_{[\mathrm{seq},\ \mathrm{dim}]} = \mathrm{norm}(x)$$": lookup_and_norm,
+    r"$$\underbrace{q}_{[\mathrm{seq},\ \mathrm{head\_dim}]} = \mathrm{rotate}(y\, W_q^T) \qquad \underbrace{k}_{[\mathrm{seq},\ \mathrm{head\_dim}]} = \mathrm{rotate}(y\, W_k^T) \qquad \underbrace{v}_{[\mathrm{seq},\ \mathrm{head\_dim}]} = y\, W_v^T$$": queries_keys_values,
+    r"$$\underbrace{\mathrm{head}(y)}_{[\mathrm{seq},\ \mathrm{head\_dim}]} = \mathrm{softmax}\Big(\underbrace{q\,k^T / \sqrt{\mathrm{head\_dim}} + \mathrm{mask}}_{[\mathrm{seq},\ \mathrm{seq}]}\Big)\; \underbrace{v}_{[\mathrm{seq},\ \mathrm{head\_dim}]}$$": head,
+    # Notebook 5
+    r"""$$
+\begin{aligned}
+\underset{[\text{seq},\ \text{dim}]}{h} &= \underset{[\text{vocab},\ \text{dim}]}{E}\,[\,\underset{[\text{seq}]}{\mathrm{BPE}(\text{text})}\,] \\[4pt]
+\underset{[\text{seq},\ \text{dim}]}{x} &= \mathrm{norm}(h) \\[4pt]
+\underset{[\text{seq},\ \mathrm{head\_dim}]}{\mathrm{head}_i} &= \mathrm{softmax}\!\Big(\underset{[\text{seq},\ \text{seq}]}{\mathrm{rot}(x W_{q,i}^{\top})\;\mathrm{rot}(x W_{k,g}^{\top})^{\top} / \sqrt{\mathrm{head\_dim}} + \text{mask}}\Big)\; \underset{[\text{seq},\ \mathrm{head\_dim}]}{x W_{v,g}^{\top}}, \qquad g = \lfloor i / \mathrm{group\_size} \rfloor \\[4pt]
+\underset{[\text{seq},\ \text{dim}]}{h} &\leftarrow \underset{[\text{seq},\ \text{dim}]}{h} + \underset{[\text{seq},\ \mathrm{n\_heads} \cdot \mathrm{head\_dim}]}{[\,\mathrm{head}_0, \mathrm{head}_1, \ldots\,]}\; \underset{[\text{dim},\ \text{dim}]}{W_o^{\top}}
+\end{aligned}
+$$""": first_half,
+    # Notebook 6
+    r"$$\mathrm{silu}(z) = z \cdot \sigma(z), \qquad \sigma(z) = \frac{1}{1 + e^{-z}}$$": silu,
+    r"$z/2 + z^2/4$": silu_near_zero,
+    r"$z < 0$": silu_lowest,
+    r"$z = -1.28$": silu_lowest,
+    r"$\sigma(x W) \cdot x V$": gated,
+    r"$z/2$": silu_near_zero,
+    r"$2 \cdot 4 = 3 \cdot \tfrac{8}{3}$": two_thirds,
+    r"""$$
+\begin{aligned}
+\underset{[\text{seq},\ \text{dim}]}{h} &= \underset{[\text{vocab},\ \text{dim}]}{E}\,[\,\underset{[\text{seq}]}{\mathrm{BPE}(\text{text})}\,] \\[4pt]
+\underset{[\text{seq},\ \mathrm{head\_dim}]}{\mathrm{head}_i} &= \mathrm{softmax}\!\Big(\underset{[\text{seq},\ \text{seq}]}{\mathrm{rot}(x W_{q,i}^{\top})\;\mathrm{rot}(x W_{k,g}^{\top})^{\top} / \sqrt{\mathrm{head\_dim}} + \text{mask}}\Big)\; x W_{v,g}^{\top}, \qquad \underset{[\text{seq},\ \text{dim}]}{x} = \mathrm{norm}(h) \\[4pt]
+\underset{[\text{seq},\ \text{dim}]}{h} &\leftarrow h + \underset{[\text{seq},\ \mathrm{n\_heads} \cdot \mathrm{head\_dim}]}{[\,\mathrm{head}_0, \mathrm{head}_1, \ldots\,]}\; \underset{[\text{dim},\ \text{dim}]}{W_o^{\top}} \\[4pt]
+\underset{[\text{seq},\ \text{dim}]}{h} &\leftarrow h + \Big(\underset{[\text{seq},\ \mathrm{hidden\_dim}]}{\mathrm{silu}(y W_1^{\top}) \odot y W_3^{\top}}\Big)\, \underset{[\mathrm{hidden\_dim},\ \text{dim}]}{W_2^{\top}}, \qquad \underset{[\text{seq},\ \text{dim}]}{y} = \mathrm{norm}(h)
+\end{aligned}
+$$""": layer,
+    # Notebook 7
+    r"$-\ln p$": surprise,
+    r"$\ln(\text{vocab})$": blind_guess,
+    r"$e^{-2.36}$": surprise,
+    r"""$$
+\begin{aligned}
+\text{ids} &= \operatorname{BPE}(\text{text}) \qquad
+x = \underbrace{E}_{[\text{vocab},\ \text{dim}]}[\text{ids}] \\[4pt]
+\textbf{for each layer:}\quad
+x &\leftarrow \underbrace{x}_{[\text{seq},\ \text{dim}]} + \underbrace{\operatorname{heads}\bigl(\operatorname{norm}(x)\bigr)}_{[\text{seq},\ \mathrm{n\_heads}\,\cdot\,\mathrm{head\_dim}]}\ \underbrace{W_o^{\top}}_{[\mathrm{n\_heads}\,\cdot\,\mathrm{head\_dim},\ \text{dim}]} \\
+y &= \operatorname{norm}(x) \\
+x &\leftarrow x + \bigl(\underbrace{\operatorname{silu}(y\,W_1^{\top}) \odot y\,W_3^{\top}}_{[\text{seq},\ \text{hidden}]}\bigr)\, \underbrace{W_2^{\top}}_{[\text{hidden},\ \text{dim}]}
+\end{aligned}
+$$""": layer,
+    r"$\operatorname{softmax}\bigl(\operatorname{mask}(q\,k^{\top} / \sqrt{\mathrm{head\_dim}})\bigr)\,v$": head,
+    # Notebook 8
+    r"$e \approx 2.72$": surprise,
+    r"$m + 1$": next_position,
+    r"$e^{\text{loss}}$": surprise,
+    r"""$$
+\begin{aligned}
+\text{ids} &= \operatorname{BPE}(\text{text})
+&& [\text{seq}] \\
+x &= E\,[\text{ids}]
+&& [\text{seq},\ \text{dim}] \\[2pt]
+\textbf{for each}&\textbf{ layer:} \\
+y &= \operatorname{norm}(x) = g \odot x \,/\, \sqrt{\operatorname{mean}(x^2) + \varepsilon}
+&& [\text{seq},\ \text{dim}] \\
+q_h,\ k_h,\ v_h &= \operatorname{rotate}(y\,W_{q,h}^{\top}),\ \ \operatorname{rotate}(y\,W_{k,h}^{\top}),\ \ y\,W_{v,h}^{\top}
+&& [\text{seq},\ \mathrm{head\_dim}] \\
+o_h &= \operatorname{softmax}\bigl(\operatorname{mask}(q_h k_h^{\top} / \sqrt{\mathrm{head\_dim}})\bigr)\, v_h
+&& [\text{seq},\ \mathrm{head\_dim}] \\
+x &\leftarrow x + [\,o_0,\ o_1,\ \dots\,]\; W_o^{\top}
+&& [\text{seq},\ \text{dim}] \\
+y &= \operatorname{norm}(x)
+&& [\text{seq},\ \text{dim}] \\
+x &\leftarrow x + \bigl(\operatorname{silu}(y\,W_1^{\top}) \odot y\,W_3^{\top}\bigr)\, W_2^{\top}
+&& [\text{seq},\ \text{dim}] \\[2pt]
+\textbf{and at}&\textbf{ the end:} \\
+\text{logits} &= \operatorname{norm}(x)\; W_{\text{output}}^{\top}
+&& [\text{seq},\ \text{vocab}] \\
+\text{next token} &= \operatorname{argmax}\,(\text{logits}_{\text{last}})
+&& \text{one id}
+\end{aligned}
+$$""": model,
+    # Notebook 9
+    r"$-1/\sqrt{n}$": first_weights,
+    r"$1/\sqrt{n}$": first_weights,
+    r"""$$
+\begin{aligned}
+\underset{[\text{batch},\ \text{seq},\ \text{dim}]}{h} &= \mathrm{tok\_embeddings}(\underset{[\text{batch},\ \text{seq}]}{\text{tokens}}) \\[4pt]
+h &\leftarrow \mathrm{layers}_i(h) && i = 0, 1, \dots \\[4pt]
+\underset{[\text{batch},\ \text{seq},\ \text{vocab}]}{\text{logits}} &= \mathrm{output}(\mathrm{norm}(h)) \\[6pt]
+\theta &\leftarrow \theta - \text{rate} \cdot \frac{\partial\, \text{loss}}{\partial \theta} && \text{to train it}
+\end{aligned}
+$$""": step,
+    # Notebook 10
+    r"$n + 1$": positions,
+    r"$n + m - 1$": positions,
+    r"$m n + m (m - 1) / 2$": positions,
+    r"""$$
+\begin{aligned}
+K,\ V &\leftarrow \text{empty}
+&& [\mathrm{n\_layers},\ \mathrm{n\_kv\_heads},\ 0,\ \mathrm{head\_dim}] \\
+\text{new} &\leftarrow \operatorname{BPE}(\text{text})
+&& [\text{new}] \\[2pt]
+\textbf{until a}&\textbf{ stop token comes:} \\
+\text{logits},\ K,\ V &\leftarrow \operatorname{Llama}(\text{new},\ K,\ V)
+&& [\text{vocab}] \\
+p &= \operatorname{cut}\bigl(\operatorname{softmax}(\text{logits} / \text{temperature})\bigr)
+&& [\text{vocab}] \\
+\text{new} &\leftarrow \text{the token that the dart hits, } \text{dart} \sim U(0, 1)
+&& [1]
+\end{aligned}
+$$""": generate_loop,
+    # Notebook 11
+    r"$$\text{tokens per second} \;\le\; \frac{\text{bandwidth}}{\text{bytes read for one token}}$$": bandwidth,
+    r"$\theta^{-2i/\mathrm{head\_dim}}$": frequencies,
+    r"$$\varphi' = g\,\varphi + (1 - g)\,\frac{\varphi}{s} \qquad g = \frac{t - 1}{4 - 1}, \text{ but at least } 0 \text{ and at most } 1$$": stretched,
+    r"""$$
+\begin{aligned}
+\text{bytes to hold} &= \underbrace{N \cdot b / 8}_{\text{weights}} + \underbrace{2 \cdot 2 \cdot L \cdot \mathrm{n\_kv\_heads} \cdot \mathrm{head\_dim} \cdot n}_{\text{KV cache}}
+&& \text{tokens per second} \le \frac{\text{bandwidth}}{\text{bytes read}} \\[2pt]
+\varphi_i &= \theta^{-2i/\mathrm{head\_dim}} \Big(g_i + \frac{1 - g_i}{s}\Big)
+&& [\mathrm{head\_dim}/2]
+\end{aligned}
+$$""": costs,
+    r"$i = \mathrm{head\_dim}/2 - 1$": frequencies,
+    r"$(\mathrm{head\_dim} - 2)/\mathrm{head\_dim}$": frequencies,
+    # Notebook 12
+    r"$\pm\, 2^{\text{exponent} - 127} \cdot (1 + \text{fraction} / 128)$": bfloat16,
+    r"$2i$": halves,
+    r"$2i + 1$": halves,
+    r"$Y = XA$": solved_order,
+    r"""$$
+\begin{aligned}
+x &= \textstyle\sum_m E_m\,[\operatorname{BPE}(\text{text})] && [\text{seq},\ \text{dim}] \\
+\textbf{for each}&\textbf{ layer:} \\
+y &= \operatorname{norm}(x) && [\text{seq},\ \text{dim}] \\
+x &\leftarrow x + \textstyle\sum_m \bigl[\,o_h : h \text{ in } m\,\bigr]\; W_{o,m}^{\top} && [\text{seq},\ \text{dim}] \\
+y &= \operatorname{norm}(x) && [\text{seq},\ \text{dim}] \\
+x &\leftarrow x + \textstyle\sum_m \bigl(\operatorname{silu}(y\,W_{1,m}^{\top}) \odot y\,W_{3,m}^{\top}\bigr)\, W_{2,m}^{\top} && [\text{seq},\ \text{dim}] \\
+\textbf{and at}&\textbf{ the end:} \\
+\text{logits} &= \bigl[\,\operatorname{norm}(x)\,W_{\text{output},0}^{\top},\ \operatorname{norm}(x)\,W_{\text{output},1}^{\top},\ \dots\,\bigr] && [\text{seq},\ \text{vocab}]
+\end{aligned}
+$$""": on_machines,
+}
+# Names of things, and shapes: what a formula says of them, the text says, too.
+PLAIN = re.compile(
+    r"\$(?:[A-Za-z](?:_[a-z0-9])?|\\(?:varepsilon|theta|varphi|sigma|odot)|[A-Z]_(?:\w|\{[\w,\\ {}]*\})"
+    r"|\[(?:[\w\s,.\\{}+]|\\cdot)*\])\$"
+)
+
+
+def formulas(notebook: NotebookNode) -> Iterator[tuple[str, str]]:
+    """Cell and formula, in order."""
+    for cell in prose_cells(notebook):
+        text = cell.source
+        for pattern in NO_PROSE:
+            text = pattern.sub(" ", text)
+        for code in CODE.finditer(text):
+            text = blank(text, code)
+        yield from ((cell.id, piece[0]) for piece in FORMULA.finditer(text))
+
+
+def wrong_formulas(notebook: NotebookNode) -> Iterator[str]:
+    for name, formula in formulas(notebook):
+        if fault := unbalanced(formula):
+            yield f"{name}: {fault}: {formula}"
+        if formula not in FORMULAS and not PLAIN.fullmatch(formula):
+            yield f"{name}: not in tests/notebooks/formulas.py: {formula}"
+    for cell in prose_cells(notebook):  # a lone dollar opens a formula that never ends
+        text = cell.source
+        for pattern in [*NO_PROSE, CODE, FORMULA]:
+            text = pattern.sub(" ", text)
+        if re.search(r"(?<!\\)\$(?!\d)", text):
+            yield f"{cell.id}: a dollar sign that opens nothing"
+
+
+def unbalanced(formula: str) -> str:
+    bare = re.sub(r"\\[{}]", "", formula)
+    depth = 0
+    for c in bare:
+        depth += (c == "{") - (c == "}")
+        if depth < 0:
+            break
+    if depth:
+        return "braces do not balance"
+    opened, closed = (re.findall(rf"\\{word}\{{(\w+)\}}", formula) for word in ("begin", "end"))
+    if opened != closed[::-1]:
+        return "begin and end do not match"
+    if formula.count("\\left") - formula.count("\\leftarrow") != formula.count("\\right") - formula.count(
+        "\\rightarrow"
+    ):
+        return "left and right do not match"
+    return ""
+
+
+def unused(notebooks: list[NotebookNode]) -> list[str]:
+    found = {formula for notebook in notebooks for _, formula in formulas(notebook)}
+    return [formula for formula in FORMULAS if formula not in found]
+
+
+if __name__ == "__main__":
+    everything = [read(path) for path in NOTEBOOKS]
+    for book in everything:
+        print(*wrong_formulas(book), sep="\n", end="")
+    for formula in unused(everything):
+        print("\nin no notebook:", formula)
