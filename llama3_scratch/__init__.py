@@ -12,6 +12,7 @@ from .model import Llama
 from .params import ModelArgs
 from .prompt import read_prompt
 from .tokenizer import Tokenizer
+from .tracing import Trace, trace
 
 __all__ = [
     "Checkpoint",
@@ -20,6 +21,7 @@ __all__ = [
     "Llama",
     "ModelArgs",
     "Tokenizer",
+    "Trace",
     "encode_chat",
     "fetch",
     "functional",
@@ -28,4 +30,5 @@ __all__ = [
     "generate_text",
     "load_checkpoint",
     "read_prompt",
+    "trace",
 ]
