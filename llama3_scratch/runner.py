@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import KernelManager
@@ -32,6 +33,7 @@ SAME_EVERYWHERE = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 CELL_SECONDS = 600
+ROOM_FOR_TWO = 5e9  # bytes that are free; the largest notebook takes 2e9
 _ANSWERS_TAG = "answers"  # the cell whose output `run` repeats at the end
 
 # What a notebook says of the kernel that ran it: the same everywhere, whoever saved it last. Of the language, nbconvert
@@ -53,12 +55,13 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
     failures: dict[Path, str] = {}
     answers: list[str] = []
     shown = {path.stem: pages.Page(path, notebook) for path, notebook in _beside(paths)}
-    for path in paths:
-        started = time.monotonic()
+    jobs = [_Job(path) for path in paths]
+    side_by_side = _at_once()
+    for place, (path, job) in enumerate(zip(paths, jobs, strict=True)):
         print(f"  {path.stem:<28}", end="", flush=True)
-        notebook = _read(path)
-        failure = _failure(notebook, path)
-        _drop_machine_details(notebook)
+        for due in jobs[place : place + side_by_side]:
+            due.begin()
+        notebook, failure = job.result()
         shown[path.stem] = pages.Page(path, notebook, failure)
         if failure is not None:
             failures[path] = failure
@@ -67,7 +70,7 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
             write_whole(path, nbformat.writes(notebook) + "\n")
         cells = sum(cell.cell_type == "code" for cell in notebook.cells)
         result = "ok" if failure is None else "FAILED"
-        print(f"{cells:>4} cells {time.monotonic() - started:>6.1f} s  {result}", flush=True)
+        print(f"{cells:>4} cells {job.seconds:>6.1f} s  {result}", flush=True)
         answers += [_printed(cell) for cell in notebook.cells if _ANSWERS_TAG in cell.metadata.get("tags", ())]
     started = time.monotonic()
     print(f"  {'pages':<28}{len(shown):>4} pages", end="", flush=True)
@@ -103,6 +106,55 @@ class _ThisPython(KernelSpecManager):
         return KernelSpec(resource_dir="", **get_kernel_dict())
 
 
+class _Job(threading.Thread):
+    """A notebook that is run, in a thread: so that Ctrl-C reaches us, since nbclient would answer with tracebacks. Its
+    kernel ends by itself once this process has.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.path, self.seconds = path, 0.0
+        self.notebook: nbformat.NotebookNode | None = None
+        self.failure: str | None = None
+        self.raised: BaseException | None = None
+
+    def begin(self) -> None:
+        """Start, if it has not been started."""
+        if self.ident is None:
+            self.start()
+
+    def run(self) -> None:
+        started = time.monotonic()
+        try:
+            notebook = _read(self.path)
+            self.failure = _failure(notebook, self.path)
+            _drop_machine_details(notebook)
+            self.notebook = notebook
+        except BaseException as e:
+            self.raised = e
+        self.seconds = time.monotonic() - started
+
+    def result(self) -> tuple[nbformat.NotebookNode, str | None]:
+        """The notebook with its outputs, and what went wrong in a cell."""
+        while self.is_alive():
+            self.join(0.2)
+        if self.raised is not None:
+            raise self.raised
+        assert self.notebook is not None  # or something was raised
+        return self.notebook, self.failure
+
+
+def _at_once() -> int:
+    """How many notebooks run side by side, since one alone seldom keeps two cores busy: two, if there are cores for
+    them, and memory for the two largest. They then share the cores.
+    """
+    cores = os.cpu_count() or 1
+    if cores < 2 or psutil.virtual_memory().available < ROOM_FOR_TWO:
+        return 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // 2))
+    return 2
+
+
 def _failure(notebook: nbformat.NotebookNode, path: Path) -> str | None:
     """Fill in the outputs; what went wrong in a cell, None if nothing did."""
     for cell in notebook.cells:
@@ -118,7 +170,7 @@ def _failure(notebook: nbformat.NotebookNode, path: Path) -> str | None:
         extra_arguments=["--log-level=50"],  # the kernel's remarks are not the reader's concern
     )
     try:
-        _run(client)
+        client.execute()
     except (CellExecutionError, CellTimeoutError) as e:
         return str(e)
     except DeadKernelError as e:
@@ -126,26 +178,6 @@ def _failure(notebook: nbformat.NotebookNode, path: Path) -> str | None:
     except (AssertionError, OSError, RuntimeError) as e:  # there is no room for its files, say
         raise OSError(f"{path}: its kernel did not start, or ended ({reason(e) or 'no reason given'})") from e
     return None
-
-
-def _run(client: NotebookClient) -> None:
-    """Run all cells, in a thread: so that Ctrl-C reaches us, since nbclient would answer with tracebacks. The kernel
-    ends by itself once this process has.
-    """
-    raised: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            client.execute()
-        except BaseException as e:
-            raised.append(e)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    if raised:
-        raise raised[0]
 
 
 def _read(path: Path) -> nbformat.NotebookNode:

@@ -51,6 +51,27 @@ def test_one_that_fails_fails_the_run_is_not_stored_and_the_others_still_run(her
     assert "1_bad.ipynb" in err and "2_good" not in err
 
 
+def test_two_run_side_by_side_where_there_is_room_for_both(here, monkeypatch, capsys):
+    """The first waits for what the second writes; they are told in their order."""
+    wait = (
+        "import pathlib, time\nfor _ in range(300):\n    time.sleep(0.1)\n    if pathlib.Path('here').exists(): break"
+    )
+    first = notebook(here / "1_waits.ipynb", wait, "assert pathlib.Path('here').exists()")
+    second = notebook(here / "2_writes.ipynb", "open('here', 'w').close()")
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(runner, "ROOM_FOR_TWO", 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert run(first, second) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == ["1_waits", "2_writes"]
+
+
+@pytest.mark.parametrize(("cores", "room"), [(1, 0), (8, float("inf"))], ids=["one core", "no room"])
+def test_otherwise_one_runs_after_the_other(monkeypatch, cores, room):
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(runner, "ROOM_FOR_TWO", room)
+    assert runner._at_once() == 1
+
+
 def test_execute_itself_says_whether_all_went_well(here):
     good, bad = notebook(here / "1.ipynb", "pass"), notebook(here / "2.ipynb", "assert False")
     assert runner.execute([good], here / "build") is True
