@@ -32,7 +32,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv:1910.07467, equation 4). Computed in float32.
     """
-    wide = _at_least_float32(x)
+    wide = at_least_float32(x)
     mean_square = wide.pow(2).mean(-1, keepdim=True)  # [..., 1]
     return (wide * torch.rsqrt(mean_square + eps)).type_as(x) * weight
 
@@ -84,7 +84,7 @@ def apply_rotary_emb(x: Tensor, freqs_cis: Tensor) -> Tensor:
     (Hugging Face pairs i with i + head_dim / 2 instead). `freqs_cis` is [seq, head_dim / 2], or [batch, seq,
     head_dim / 2] where every prompt has positions of its own. Computed in float32.
     """
-    pairs = _at_least_float32(x).unflatten(-1, (-1, 2))  # [batch, seq, heads, head_dim / 2, 2]
+    pairs = at_least_float32(x).unflatten(-1, (-1, 2))  # [batch, seq, heads, head_dim / 2, 2]
     rotated = torch.view_as_complex(pairs.contiguous()) * freqs_cis[..., None, :]  # the same angle in every head
     return torch.view_as_real(rotated).flatten(-2).type_as(x)
 
@@ -109,7 +109,7 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor |
     k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], dim=-3) for t in (k, v))  # a KV head for each query head
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # [batch, heads, seq, total]
     masked = scores if mask is None else scores + mask
-    weights = _at_least_float32(masked).softmax(-1).type_as(q)  # each row sums to 1
+    weights = at_least_float32(masked).softmax(-1).type_as(q)  # each row sums to 1
     return weights @ v
 
 
@@ -213,5 +213,6 @@ def output_weight(weights: Mapping[str, Tensor]) -> Tensor:
     return weights["output.weight"] if "output.weight" in weights else weights["tok_embeddings.weight"]
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """In float32, or as it is where it is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

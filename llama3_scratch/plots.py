@@ -499,36 +499,6 @@ def towers(sizes: Mapping[str, tuple[float, float]], notes: Sequence[Sequence[st
     return Picture(figure)
 
 
-@styled
-def orders(rows: Mapping[str, Sequence[int]], pairs: Sequence[int], title: str = "") -> Picture:
-    """The same numbered rows in several orders, one order below the other. Row r belongs to pair `pairs[r]`: the two
-    rows of a pair have one colour and are joined by an arc. Thin lines follow each row from order to order.
-    """
-    n, names = len(pairs), list(rows)
-    places = [{row: place for place, row in enumerate(order)} for order in rows.values()]
-    figure, ax = _figure(0.62 * n + 1.6, 1.55 * len(names) + 0.6)
-    for i, order in enumerate(rows.values()):
-        y, outwards = -2.2 * i, 1 if i == 0 else -1  # arcs above the first order, below the others
-        ax.text(-0.75, y, names[i], ha="right", va="center")
-        for place, row in enumerate(order):
-            color = COLORS[pairs[row] % len(COLORS)]
-            ax.add_patch(Rectangle((place - 0.4, y - 0.3), 0.8, 0.6, facecolor=color, edgecolor="none"))
-            ax.text(place, y, str(row), ha="center", va="center", color=ink(color), fontweight="bold")
-            for other in range(row + 1, n):
-                if pairs[other] == pairs[row]:
-                    ends = [(x, y + 0.32 * outwards) for x in sorted((places[i][row], places[i][other]))]
-                    bend = "arc3,rad=" + str(-0.45 * outwards)
-                    style: dict[str, Any] = {"connectionstyle": bend, "arrowstyle": "-", "linewidth": 1.6}
-                    ax.add_patch(FancyArrowPatch(*ends, color=color, **style))
-        if i > 0:
-            ways = [[(places[i - 1][row], places[i][row], math.nan), (y + 1.85, y + 0.35, math.nan)] for row in order]
-            x, y = np.concatenate(ways, axis=1)
-            ax.plot(x, y, color="#AAAAAA", linewidth=0.8, zorder=0)
-    ax.set(xlim=(-1, n), ylim=(-2.2 * len(names) + 0.7, 1.0), title=title)
-    ax.axis("off")
-    return Picture(figure)
-
-
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     # A Figure of its own, not pyplot's: nothing global, nothing to close, shown once.
     figure = Figure(figsize=(width, height), layout="constrained")

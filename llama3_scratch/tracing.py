@@ -149,7 +149,7 @@ class _Run:
         k, v = (t.repeat_interleave(self.params.group_size, dim=0) for t in (k, v))  # a KV head for each query head
         scores = see(at + "scores", q @ k.transpose(-2, -1) / math.sqrt(head_dim))
         masked = see(at + "masked", scores + mask)
-        weights = see(at + "weights", _at_least_float32(masked).softmax(-1).type_as(q))
+        weights = see(at + "weights", functional.at_least_float32(masked).softmax(-1).type_as(q))
         heads = see(at + "heads", weights @ v)
         output = self.product(heads.transpose(0, 1).flatten(1), at + "wo")
         if self.keeps(at + "written") or at + "written" in self.changes:
@@ -197,7 +197,3 @@ def _check_names(wanted: Sequence[str], names: Mapping[str, object]) -> None:
         if not any(fnmatchcase(known, name) for known in names):
             near = difflib.get_close_matches(name, names, n=1)
             raise KeyError(f"no tensor of a run is called {name!r}" + (f"; {near[0]!r} is" if near else ""))
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

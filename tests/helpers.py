@@ -460,3 +460,14 @@ def _nbval(notebooks: list[Path], report: Path, environment: dict[str, str]) -> 
         if wrong:
             failed[path.stem] = "\n".join(wrong)
     return failed
+
+
+def assert_words_stay_apart(picture) -> None:
+    """A drawing's words stay on its board, and none covers another."""
+    picture.figure.canvas.draw()
+    ax = picture.axes[0]
+    boxes = [text.get_window_extent().shrunk(0.98, 0.9) for text in ax.texts]
+    for i, box in enumerate(boxes):
+        assert ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1, ax.texts[i].get_text()
+        covered = [ax.texts[j].get_text() for j in range(i) if box.overlaps(boxes[j])]
+        assert not covered, (ax.texts[i].get_text(), covered)

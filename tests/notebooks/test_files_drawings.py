@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from helpers import assert_words_stay_apart
 from safetensors.torch import save_file
 
 from llama3_scratch import diagrams
@@ -118,11 +119,5 @@ DRAWINGS = {
 @pytest.mark.parametrize("which", DRAWINGS)
 def test_words_stay_on_the_board_and_do_not_cover_each_other(which):
     picture = DRAWINGS[which]()
-    picture.figure.canvas.draw()
-    ax = picture.axes[0]
-    boxes = [text.get_window_extent().shrunk(0.98, 0.9) for text in ax.texts]
-    for i, box in enumerate(boxes):
-        assert ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1, ax.texts[i].get_text()
-        covered = [ax.texts[j].get_text() for j in range(i) if box.overlaps(boxes[j])]
-        assert not covered, (ax.texts[i].get_text(), covered)
+    assert_words_stay_apart(picture)
     assert picture.alt

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import assert_words_stay_apart
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
@@ -110,11 +111,4 @@ PICTURES = {
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_words_stay_on_the_board_and_do_not_cover_each_other(name):
-    figure = PICTURES[name]().figure
-    figure.canvas.draw()
-    ax = figure.axes[0]
-    boxes = [text.get_window_extent().shrunk(0.98, 0.9) for text in ax.texts]
-    for i, box in enumerate(boxes):
-        assert ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1, ax.texts[i].get_text()
-        covered = [ax.texts[j].get_text() for j in range(i) if box.overlaps(boxes[j])]
-        assert not covered, (ax.texts[i].get_text(), covered)
+    assert_words_stay_apart(PICTURES[name]())

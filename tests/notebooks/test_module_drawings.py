@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import NOTEBOOKS, failed_cells
+from helpers import NOTEBOOKS, assert_words_stay_apart, failed_cells
 
 from llama3_scratch import diagrams
 from llama3_scratch.loading.tiny import make_tiny
@@ -72,14 +72,7 @@ def test_positions_count_tokens_and_padding_is_hatched():
 @pytest.mark.parametrize("drawing", DRAWINGS)
 @every_model
 def test_words_stay_on_the_board_and_do_not_cover_each_other(drawing, name):
-    figure = DRAWINGS[drawing](MODELS[name]).figure
-    figure.canvas.draw()
-    ax = figure.axes[0]
-    boxes = [text.get_window_extent().shrunk(0.98, 0.9) for text in ax.texts]
-    for i, box in enumerate(boxes):
-        assert ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1, ax.texts[i].get_text()
-        covered = [ax.texts[j].get_text() for j in range(i) if box.overlaps(boxes[j])]
-        assert not covered, (ax.texts[i].get_text(), covered)
+    assert_words_stay_apart(DRAWINGS[drawing](MODELS[name]))
 
 
 def test_notebook_9_ties_an_output_matrix_that_is_a_second_name(tmp_path):

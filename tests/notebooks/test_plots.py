@@ -11,7 +11,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 
 from llama3_scratch import diagrams, functional, plots
@@ -80,7 +80,6 @@ def draw(name, labels):
             {name: (i, 2 * i) for name, i in by_name.items()}, [labels] * len(by_name), text
         ),
         "curves_at_work": lambda: plots.curves_at_work(dict.fromkeys(labels, torch.relu), square, text, text),
-        "orders": lambda: plots.orders({name: [0, 2, 1, 3] for name in by_name}, [0, 0, 1, 1], text),
     }[name]()
 
 
@@ -337,7 +336,6 @@ def test_words_on_colours_can_be_read(background):
     "picture",
     [
         lambda: plots.blocks({str(i): i + 3 for i in range(9)}),
-        lambda: plots.orders({"one": list(range(8)), "other": list(range(8))}, list(range(8))),
         rows_of_tokens,
         lambda: plots.heatmap(torch.linspace(-1, 1, 49).reshape(7, 7), signed=True),
         lambda: plots.heatmap(torch.linspace(0, 1, 49).reshape(7, 7), numbers=True),
@@ -430,24 +428,6 @@ def test_towers_are_drawn_to_one_scale():
     assert (b.get_width() / a.get_width(), b.get_height() / a.get_height()) == (pytest.approx(2), pytest.approx(0.5))
     assert a.get_x() + a.get_width() <= b.get_x()
     assert texts == ["a", "first", "b", "second", "third"]
-
-
-def test_orders_show_each_row_at_its_place_and_join_the_pairs():
-    ax = plots.orders({"one": [0, 1, 2, 3], "other": [0, 2, 1, 3]}, [0, 0, 1, 1]).axes[0]
-    rows = [text for text in ax.texts if text.get_text().isdigit()]
-    places = [(text.get_text(), round(text.get_position()[0])) for text in rows]
-    assert places == [("0", 0), ("1", 1), ("2", 2), ("3", 3), ("0", 0), ("2", 1), ("1", 2), ("3", 3)]
-    boxes = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
-    colors = {text.get_text(): box.get_facecolor() for text, box in zip(rows, boxes, strict=True)}
-    assert colors["0"] == colors["1"] != colors["2"] == colors["3"]
-    assert len(ax.patches) - len(boxes) == 4  # an arc for each pair in each order
-
-
-def test_an_order_that_is_wrong_changes_the_repr():
-    def picture(order):
-        return plots.orders({"one": [0, 1, 2, 3], "other": order}, [0, 0, 1, 1])
-
-    assert repr(picture([0, 2, 1, 3])) != repr(picture([0, 1, 2, 3]))
 
 
 def test_a_tower_of_another_size_changes_the_repr():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import assert_words_stay_apart
 
 from llama3_scratch import diagrams, plots
 from llama3_scratch.params import PUBLISHED, ModelArgs
@@ -44,14 +45,7 @@ def test_the_last_vector_meets_every_row_of_the_output_matrix(name):
 @pytest.mark.parametrize("draw", [diagrams.tower, diagrams.last_vector])
 @every_model
 def test_words_stay_on_the_board_and_do_not_cover_each_other(draw, name):
-    figure = draw(MODELS[name], tokens=512).figure
-    figure.canvas.draw()
-    ax = figure.axes[0]
-    boxes = [text.get_window_extent().shrunk(0.98, 0.9) for text in ax.texts]
-    for i, box in enumerate(boxes):
-        assert ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1, ax.texts[i].get_text()
-        covered = [ax.texts[j].get_text() for j in range(i) if box.overlaps(boxes[j])]
-        assert not covered, (ax.texts[i].get_text(), covered)
+    assert_words_stay_apart(draw(MODELS[name], tokens=512))
 
 
 @pytest.mark.parametrize("draw", [diagrams.tower, diagrams.last_vector])
