@@ -1,6 +1,6 @@
 """Llama 3 from scratch: the small package behind the notebooks."""
 
-from . import functional
+from . import circuits, functional, lenses
 from .batching import generate_batch
 from .cache import KVCache
 from .chat import encode_chat
@@ -22,12 +22,14 @@ __all__ = [
     "ModelArgs",
     "Tokenizer",
     "Trace",
+    "circuits",
     "encode_chat",
     "fetch",
     "functional",
     "generate",
     "generate_batch",
     "generate_text",
+    "lenses",
     "load_checkpoint",
     "read_prompt",
     "trace",

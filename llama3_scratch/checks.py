@@ -9,7 +9,7 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -113,6 +113,27 @@ def check_length(length: int, context_len: int) -> int:
     if length > context_len:
         raise ValueError(f"{length} tokens are more than the {context_len} that this model takes (params.context_len)")
     return length
+
+
+def check_layers(layers: Any, n_layers: int) -> list[int]:
+    """Numbers of layers, as a list; TypeError or ValueError for one that is no layer's."""
+    numbers = list(layers) if isinstance(layers, Iterable) else [layers]
+    for number in numbers:
+        if not is_integer(number):
+            raise TypeError(f"a layer is a number from 0 to {n_layers - 1}, not {short(number)}")
+        if not 0 <= number < n_layers:
+            raise ValueError(f"layer {number} is not there: this model has layers 0 to {n_layers - 1}")
+    return [int(number) for number in numbers]
+
+
+def check_context(context: Any, skip: int) -> Sequence[int]:
+    """A text to push in, as token ids: long enough to have a place between the first `skip` tokens and the last."""
+    if isinstance(context, str):
+        raise TypeError("a Llama has no tokenizer: give contexts as lists of token ids, or a checkpoint")
+    if len(context) < skip + 2:
+        raise ValueError(f"a context of {len(context)} tokens leaves no place to push: it needs {skip + 2} or more")
+    ids: Sequence[int] = context
+    return ids
 
 
 def check_logits(logits: Tensor, weights: Mapping[str, Tensor] | nn.Module) -> Tensor:

@@ -114,7 +114,7 @@ def test_a_head_is_off_as_if_wo_had_no_columns_for_it(checkpoint):
         return heads.index_fill(0, torch.tensor([head]), 0)
 
     for name in ("heads", "written"):
-        run = trace(checkpoint, TOKENS, replace={f"layers.1.attention.{name}": off})
+        run = trace(checkpoint, TOKENS, replace={f"layers.1.attention.{name}": off}, keep=["logits"])
         torch.testing.assert_close(run["logits"], expected)
 
 
@@ -143,6 +143,7 @@ def test_gradients_reach_what_was_put_in(checkpoint):
     ("options", "error", "says"),
     [
         ({"replace": {"layers.0.attention.head": 1.0}}, KeyError, "layers.0.attention.heads"),
+        ({"replace": {"layers.*.stream": lambda x: x * 0}}, KeyError, r"layers\.\*\.stream"),
         ({"keep": ["layers.9.stream"]}, KeyError, "layers.9.stream"),
         ({"replace": {"layers.0.stream": torch.zeros(1)}}, ValueError, "layers.0.stream is"),
     ],
