@@ -12,6 +12,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -439,16 +440,31 @@ def failed_cells(
 
 
 def _run_cells(notebooks: list[Path], compare: str, report: Path, environment: dict[str, str]) -> dict[str, str]:
-    command = [sys.executable, str(ROOT / "tests" / "run_cells.py"), compare, str(report), *map(str, notebooks)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert report.is_file(), result.stdout + result.stderr
-    return {Path(path).stem: wrong for path, wrong in json.loads(report.read_text("utf-8")).items() if wrong}
+    paths = [str(path.resolve()) for path in notebooks]
+    report.touch()
+    cells = _cells_without_kernels()
+    cells.stdin.write(json.dumps([compare, str(report), paths, environment]) + "\n")
+    cells.stdin.flush()
+    assert cells.stdout.readline() == "done\n", "run_cells.py ended"
+    ended = dict(json.loads(line) for line in report.read_text("utf-8").splitlines())
+    said = {path.stem: ended.get(name, "its process ended") for path, name in zip(notebooks, paths, strict=True)}
+    return {name: wrong for name, wrong in said.items() if wrong}
+
+
+@cache
+def _cells_without_kernels() -> subprocess.Popen:
+    """One for all tests of this process, so that torch is imported once; it ends with its stdin."""
+    command = [sys.executable, str(ROOT / "tests" / "run_cells.py")]
+    environment = os.environ | SAME_EVERYWHERE | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _nbval(notebooks: list[Path], report: Path, environment: dict[str, str]) -> dict[str, str]:
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
-    options = ["-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={report}"]
+    # No other plugins: hypothesis' alone takes longer to import than everything else here.
+    command = [sys.executable, "-m", "pytest", "-p", "nbval.plugin", "-p", "no:cacheprovider"]
+    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", f"--junitxml={report}"]
     paths = [str(path) for path in notebooks]
+    environment = environment | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     result = subprocess.run([*command, *options, *paths], env=environment, capture_output=True, text=True)
     assert report.is_file(), result.stdout + result.stderr
     cases = list(ElementTree.parse(report).iter("testcase"))
