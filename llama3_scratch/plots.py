@@ -254,6 +254,45 @@ def heatmap_sheet(
 
 
 @styled
+def word_grids(
+    grids: Mapping[str, tuple[Sequence[Sequence[str]], torch.Tensor]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+    row_name: str = "",
+    column_name: str = "",
+    scales: Sequence[str] = (),
+    framed: Mapping[str, torch.Tensor] | None = None,
+) -> Picture:
+    """Tables of words side by side, each cell coloured by a number: for each name the words and the numbers, both
+    [rows, columns]. The tables named in `scales` get a scale of colours, from 0 to 1; `framed`, matrices of booleans
+    by name, draws a frame around some cells.
+    """
+    longest = max(_columns(word) for words, _ in grids.values() for row in words for word in row)
+    width, height = 0.2 + 0.075 * max(longest, 4), 0.2  # inches of a cell
+    names_of_rows = 0.35 + 0.07 * max(_columns(name) for name in rows)
+    wide = len(grids) * (width * len(columns) + names_of_rows) + 0.75 * len(scales)
+    figure = Figure(figsize=(wide, height * len(rows) + 1.3), layout="constrained")
+    axes = figure.subplots(1, len(grids), squeeze=False).flatten()
+    for ax, (name, (words, values)) in zip(axes, grids.items(), strict=True):
+        low, high = (0.0, 1.0) if name in scales else (None, None)
+        image = ax.imshow(_array(values), cmap=_CMAP, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+        for (row, column), value in np.ndenumerate(_array(values)):
+            style: dict[str, Any] = {"color": ink(image.to_rgba(value)), "ha": "center", "va": "center", "fontsize": 7}
+            ax.text(column, row, words[row][column], **style)
+        marked = (framed or {}).get(name, torch.zeros(0, 2))
+        for row, column in marked.nonzero().tolist():
+            corner = (column - 0.48, row - 0.46)
+            ax.add_patch(Rectangle(corner, 0.96, 0.92, fill=False, edgecolor=COLORS[5], linewidth=2))
+        _name_ticks(ax, rows, columns)
+        ax.set(title=name, xlabel=column_name, ylabel=row_name)
+        if name in scales:
+            figure.colorbar(image, ax=ax, shrink=0.5)
+    figure.suptitle(title)
+    return Picture(figure)
+
+
+@styled
 def complex_plane(row: torch.Tensor, title: str = "", name: str = "pair") -> Picture:
     """Complex numbers [n] as arrows from the origin, the unit circle behind them. Colour runs from first to last."""
     values = row.detach().cpu().resolve_conj().numpy()
@@ -304,6 +343,35 @@ def lines(
 
 
 @styled
+def scatter(
+    groups: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    title: str = "",
+    x_name: str = "",
+    y_name: str = "",
+    names: Mapping[str, tuple[float, float]] | None = None,
+    equal: bool = False,
+) -> Picture:
+    """Points by group, each (x values, y values), told apart by colour and by mark; `names` are written beside points.
+    `equal` draws the line on which both values are the same.
+    """
+    figure, ax = _figure(6.4, 3.8)
+    for i, (name, (x, y)) in enumerate(groups.items()):
+        style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "marker": "o^sDv"[i % 5], "alpha": 0.8}
+        ax.plot(_array(x), _array(y), label=name, linestyle="", markersize=4, **style)
+    if equal:
+        both = [v for x, y in groups.values() for values in (x, y) for v in _array(values)]
+        ax.plot([min(both), max(both)], [min(both), max(both)], color="#777777", linewidth=1, linestyle=(0, (6, 3)))
+    for name, (x_at, y_at) in (names or {}).items():
+        ax.annotate(name, (float(x_at), float(y_at)), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    ax.grid(color="#E5E5E5", linewidth=0.6)
+    ax.margins(0.08)
+    ax.set(title=title, xlabel=x_name, ylabel=y_name)
+    if len(groups) > 1:
+        ax.legend(frameon=False)
+    return Picture(figure)
+
+
+@styled
 def panels(
     parts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     title: str = "",
@@ -350,6 +418,24 @@ def bars(
     ax.margins(x=0.1)
     if len(groups) > 1:
         ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars, not on them
+    return Picture(figure)
+
+
+@styled
+def strip(groups: Mapping[str, Sequence[float]], title: str = "", x_name: str = "") -> Picture:
+    """Every number of each group as a dot on a row of its own, with a mark at the median: small samples, shown whole.
+    Dots stand at three heights in turn, so that those of one value can be told apart.
+    """
+    figure, ax = _figure(6.4, 0.55 * len(groups) + 1.0)
+    for row, (name, values) in enumerate(groups.items()):
+        x = _array(values)
+        heights = row + 0.16 * (np.arange(len(x)) % 3 - 1)
+        style: dict[str, Any] = {"color": COLORS[row % len(COLORS)], "markersize": 5, "alpha": 0.75}
+        ax.plot(x, heights, "o", markeredgewidth=0, label=name, **style)
+        ax.plot([np.median(x)] * 2, [row - 0.34, row + 0.34], color="#222222", linewidth=1.6)
+    ax.set_yticks(range(len(groups)), list(groups))
+    ax.set(ylim=(len(groups) - 0.5, -0.5), title=title, xlabel=x_name)
+    ax.grid(axis="x", color="#E5E5E5", linewidth=0.6)
     return Picture(figure)
 
 

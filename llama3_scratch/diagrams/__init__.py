@@ -5,11 +5,14 @@ learned is yellow, an operation is a white pill, and the step that a notebook is
 `plots`, each is a Picture, carries what it shows in numbers and words, and has a text for those who cannot see it.
 """
 
+from .attribution import forgetful_cache, logit_parts, patched_runs
 from .board import FLOWS, GREY, HATCHES, INK, LEARNED, LIT, PAPER, Board, dims
+from .circuits import KINDS, habit_places, head_kinds, induction_circuit, trace_names
 from .family import clock_faces, family_table, will_it_fit
 from .files import cut_ends, cut_layer, float_bits, pth_contents, rope_orders, safetensors_contents
 from .generation import cache_filling, chat_tokens, dart_board, new_rows, new_token, turns, work
 from .layer import HEAD_STEPS, bypasses, grouped_heads, heads_to_stream, one_head, swiglu
+from .lenses import early_reading, push_through
 from .modules import MODULES, gradient_ways, nested_modules, padded_batch, tied_ends
 from .overview import STEPS, last_vector, model_map, parameter_bars, tower
 from .tokens import cut_by_rule, text_to_rows, tokenizer_steps
@@ -21,6 +24,7 @@ __all__ = [
     "HATCHES",
     "HEAD_STEPS",
     "INK",
+    "KINDS",
     "LEARNED",
     "LIT",
     "MODULES",
@@ -38,12 +42,18 @@ __all__ = [
     "cut_layer",
     "dart_board",
     "dims",
+    "early_reading",
     "family_table",
     "float_bits",
+    "forgetful_cache",
     "gradient_ways",
     "grouped_heads",
+    "habit_places",
+    "head_kinds",
     "heads_to_stream",
+    "induction_circuit",
     "last_vector",
+    "logit_parts",
     "model_map",
     "nested_modules",
     "new_rows",
@@ -53,7 +63,9 @@ __all__ = [
     "one_turn",
     "padded_batch",
     "parameter_bars",
+    "patched_runs",
     "pth_contents",
+    "push_through",
     "rope_orders",
     "safetensors_contents",
     "sphere",
@@ -62,6 +74,7 @@ __all__ = [
     "tied_ends",
     "tokenizer_steps",
     "tower",
+    "trace_names",
     "turns",
     "will_it_fit",
     "work",

@@ -9,6 +9,8 @@ A formula that stands here is one that a reviewer has read. Which are missing, a
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from nbformat import NotebookNode
 from prose import CODE, FORMULA, NO_PROSE, blank
 from torch.testing import assert_close
 
-from llama3_scratch import functional
+from llama3_scratch import Checkpoint, circuits, functional, lenses, trace
 from llama3_scratch.params import PUBLISHED, ModelArgs
 
 PARAMS = ModelArgs(24, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=50, multiple_of=20, norm_eps=1e-2)
@@ -316,11 +318,54 @@ def costs() -> None:
     assert numbers * bits / 8 == 2 * numbers
 
 
+def lead_in_parts() -> None:
+    run, a, b = trace(_model(), IDS), 7, 11
+    e = run["embeddings"][-1]
+    written = [run[f"layers.{n}.attention.written"][:, -1] for n in range(PARAMS.n_layers)]
+    f = [run[f"layers.{n}.feed_forward.output"][-1] for n in range(PARAMS.n_layers)]
+    x = e + sum(f[n] + sum(written[n][h] for h in range(PARAMS.n_heads)) for n in range(PARAMS.n_layers))
+    rows, gain = WEIGHTS["output.weight"].float(), WEIGHTS["norm.weight"].float()
+    lead = x @ (gain * (rows[a] - rows[b])) / math.sqrt((x**2).mean() + PARAMS.norm_eps)
+    assert_close(lead, run["logits"][-1, a] - run["logits"][-1, b], **CLOSE)
+    theirs = circuits.attribution(_model(), IDS, a, against=b)
+    assert_close(lead, sum(share.sum() for share in theirs.values()), **CLOSE)
+
+
+def share_of_the_way() -> None:
+    other, a, b = torch.tensor([3, 1, 9, 1, 5]), 7, 11
+    ours, theirs = (functional.forward(ids, _model().weights, PARAMS)[-1] for ids in (IDS, other))
+    m, m_other = ours[a] - ours[b], theirs[a] - theirs[b]
+    patched = circuits.patching(_model(), IDS, other, a, against=b)
+    share = (m - patched) / (m - m_other)
+    assert_close(share[0, 2], torch.tensor(1.0), **CLOSE)  # the one token in which they differ
+    assert_close(share[-1, -1], torch.tensor(1.0), **CLOSE)  # all that the answer is read from
+    assert_close(share[0, [0, 1, 3, 4]], torch.zeros(4), **CLOSE)
+
+
+@cache
+def _model() -> Checkpoint:
+    return Checkpoint(PARAMS, {key: matrix.float() for key, matrix in WEIGHTS.items()}, None, Path())
+
+
 def bfloat16() -> None:
     numbers = torch.tensor([1.0, -2.5, 0.15625, 3e38, -1e-30]).bfloat16()
     for number, bits in zip(numbers.tolist(), numbers.view(torch.int16).tolist(), strict=True):
         sign, exponent, fraction = (bits >> 15) & 1, (bits >> 7) & 255, bits & 127
         assert number == (-1) ** sign * 2.0 ** (exponent - 127) * (1 + fraction / 128)
+
+
+def two_lenses() -> None:
+    model = Checkpoint(PARAMS, WEIGHTS, None, Path())  # type: ignore[arg-type]
+    x, last, inside = lenses.states(model, IDS)[1], PARAMS.n_layers - 1, range(1, SEQ - 1)
+    moves = torch.autograd.functional.jacobian(
+        lambda x: functional.transformer_block(x, WEIGHTS, last, PARAMS, CIS, MASK), x
+    )  # [seq, dim, seq, dim]
+    j = sum(moves[later, :, t] for later in inside for t in inside if t <= later) / len(inside)
+    for thought, theirs in ((x, lenses.logit_lens(model, IDS)[1]), (x @ j.T, None)):
+        ours = (norm_of(thought, WEIGHTS["norm.weight"]) @ WEIGHTS["output.weight"].T).float()
+        if theirs is None:
+            theirs = lenses.jacobian_lens(model, IDS, [last - 1], [IDS.tolist()])[0]
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def solved_order() -> None:
@@ -348,6 +393,11 @@ def on_machines() -> None:
 
 # Verbatim, and what computes it; or why nothing does.
 FORMULAS: dict[str, Callable[[], None] | str] = {
+    # Notebook 13
+    r"$$\text{logit}_a - \text{logit}_b \;=\; \Big(e + \sum_{l} \big(f_l + \sum_{h} a_{l,h}\big)\Big) \cdot \frac{g \odot (W_a - W_b)}{\sqrt{\operatorname{mean}(x^2) + \varepsilon}}$$": lead_in_parts,
+    r"$$\text{share} \;=\; \frac{m - m_{\text{patched}}}{m - m'}$$": share_of_the_way,
+    r"$a_{l,h}$": lead_in_parts,
+    r"$m'$": share_of_the_way,
     # Notebook 1
     r"$$\underset{[\text{seq}]}{\text{ids}} = \operatorname{BPE}(\text{text})$$": "words: no number comes of it",
     # Notebook 2
@@ -506,6 +556,17 @@ x &\leftarrow x + \textstyle\sum_m \bigl(\operatorname{silu}(y\,W_{1,m}^{\top}) 
 \text{logits} &= \bigl[\,\operatorname{norm}(x)\,W_{\text{output},0}^{\top},\ \operatorname{norm}(x)\,W_{\text{output},1}^{\top},\ \dots\,\bigr] && [\text{seq},\ \text{vocab}]
 \end{aligned}
 $$""": on_machines,
+    # Notebook 14
+    r"""$$
+\begin{aligned}
+\text{logit lens:}\quad & W_{\text{output}}\, \operatorname{norm}(x_{\ell, t})
+&& [\text{vocab}] \\
+\text{Jacobian lens:}\quad & W_{\text{output}}\, \operatorname{norm}(J_\ell\, x_{\ell, t})
+&& [\text{vocab}] \\
+J_\ell =\ & \operatorname{mean}_{\text{texts},\, t'} \textstyle\sum_{t \le t'} \partial x_{\text{last}, t'} / \partial x_{\ell, t}
+&& [\text{dim},\ \text{dim}]
+\end{aligned}
+$$""": two_lenses,
 }
 # Names of things, and shapes: what a formula says of them, the text says, too.
 PLAIN = re.compile(

@@ -47,8 +47,8 @@ NAMES = [
     r"UTF-8",
     r"base64",
     r"Python 3",
-    r"[Nn]otebook (1[0-2]|[1-9])",  # whether it is the right one is for the check of links
-    r"[Nn]otebooks (1[0-2]|[1-9])((,| and| to) (1[0-2]|[1-9]))+",
+    r"[Nn]otebook (1[0-8]|[1-9])",  # whether it is the right one is for the check of links
+    r"[Nn]otebooks (1[0-8]|[1-9])((,| and| to) (1[0-8]|[1-9]))+",
     r"[Ll]ayer 0",  # by its number the first one
     r"w[123]",
 ]

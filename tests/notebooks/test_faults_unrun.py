@@ -102,6 +102,14 @@ IN_PROSE = {
     ),
     "Llama 3.1 for 3": ("01", "Llama 3's own", "Llama 3.1's own"),
     "a bare number in code": ("08", "it would have said `4`", "it would have said `7`"),
+    "terms of a sum": ("13", "In SmolLM2 that is 301", "In SmolLM2 that is 310"),
+    "a score of a head": ("13", "0.36 against 0.36", "0.36 against 0.63"),
+    "a grey page": ("13", "185 of SmolLM2's 270 heads", "158 of SmolLM2's 270 heads"),
+    "another name of a head": ("13", "It is 1.3, a head", "It is 3.1, a head"),
+    "a sign of a neuron": ("13", "between -10 and -22 before", "between 10 and -22 before"),
+    "a loss": ("13", "from 1.1 to 6.4 on the code", "from 1.1 to 4.6 on the code"),
+    "hits": ("14", "in 16 of the twenty", "in 19 of the twenty"),
+    "a layer too far": ("14", "up to layer 22 (in all", "up to layer 32 (in all"),
 }
 IN_FORMULAS = {
     "a lost square": ("03", r"x_j^2", r"x_j"),
@@ -115,6 +123,11 @@ IN_FORMULAS = {
     "a sign of the loss": ("07", r"$-\ln p$", r"$\ln p$"),
     "a lost dollar": ("06", r"$z < 0$", r"$z < 0"),
     "group for head": ("05", r"\lfloor i / \mathrm{group\_size} \rfloor", r"\lfloor i / \mathrm{n\_heads} \rfloor"),
+    "another token's row": ("13", r"(W_a - W_b)", r"(W_a + W_b)"),
+    "a gain forgotten": ("13", r"\frac{g \odot (W_a", r"\frac{(W_a"),
+    "the way back": ("13", r"\frac{m - m_{\text{patched}}}{m - m'}", r"\frac{m_{\text{patched}} - m}{m - m'}"),
+    "a lens without J": ("14", r"\operatorname{norm}(J_\ell\, x_{\ell, t})", r"\operatorname{norm}(x_{\ell, t})"),
+    "who looks ahead": ("14", r"\sum_{t \le t'}", r"\sum_{t \ge t'}"),
 }
 ON_PICTURES = {
     "names of rows and columns": (
@@ -145,6 +158,8 @@ ON_PICTURES = {
     "counted from 1": ("08", "[str(n) for n in range(params.n_heads)]", "[str(n + 1) for n in range(params.n_heads)]"),
     "another box": ("06", 'here="feed_forward"', 'here="attention"'),
     "the dark box": ("01", "strong=joined", "strong=[None, *joined[:-1]]"),
+    "axes exchanged": ("13", 'row_name="question",\n    column_name="put in from"', 'row_name="put in from",\n    column_name="question"'),
+    "rows upside down": ("14", '["embeddings", *(f"layer {n}" for n in range(params.n_layers))][::-1],', '["embeddings", *(f"layer {n}" for n in range(params.n_layers))],'),
 }
 PROOFS = {
     "an assert removed": ("03", "torch.testing.assert_close(y, functional.rms_norm(x, gain, params.norm_eps))", ""),
@@ -162,6 +177,11 @@ PROOFS = {
     "our own function called": ("06", "return args.multiple_of * -(-hidden // args.multiple_of)", "return args.hidden_dim"),
     "the package for the hand": ("02", "x = table[tokens]", "x = F.embedding(tokens, table)"),
     "a constant": ("01", "assert ids == [int(number) for number in printed.split()]", "assert printed"),
+    "no sum of all terms": ("13", "assert error < half_the_digits", ""),
+    "one habit for six": ("13", "for name, score in by_hand.items():", "for name, score in [*by_hand.items()][:1]:"),
+    "the package against the package": ("13", "theirs = circuits.attribution(ckpt, questions[0], right[0], against=wrong[0])", "theirs = dict(zip(('embeddings', 'heads', 'feed_forward'), parts))"),
+    "a derivative that may be wrong": ("14", "assert difference < 0.01", "assert difference < 10"),
+    "the lens not compared": ("14", "torch.testing.assert_close(packaged[0, -1], jacobian[0], rtol=1e-3, atol=1e-3)", ""),
 }
 IN_FORM = {
     "a heading's number": ("05", "# 5. ", "# 6. "),
@@ -177,6 +197,10 @@ IN_FORM = {
     "no https": ("04", "https://arxiv.org/abs/1706.03762", "http://arxiv.org/abs/1706.03762"),
     "a host that nobody approved": ("04", "https://arxiv.org/abs/1706.03762", "https://example.com/abs/1706.03762"),
     "an exercise's number": ("05", "**3. (harder)**", "**2. (harder)**"),
+    "a link to another exercise": ("14", "08_logits.ipynb#Exercises", "07_all_layers.ipynb#Exercises"),
+    "a heading of the first part": ("13", "## How a fact gets there", "### How a fact gets there"),
+    "another paper on sinks": ("13", "arxiv.org/abs/2309.17453", "arxiv.org/abs/2309.17435"),
+    "next leads nowhere": ("14", "[Previous: 13. Heads](13_heads.ipynb)", "[Previous: 13. Heads](12_files.ipynb)"),
 }
 # fmt: on
 WORDS = {
@@ -243,6 +267,9 @@ DONE = {
     "a picture dropped": ("05", drop("diagrams.grouped_heads")),
     "a question dropped": ("04", drop("At position 100, which hands")),
     "facts lost": ("04", lose_facts),
+    "tag own-model lost": ("13", lose_tag("own-model")),
+    "a control dropped": ("13", drop("control = induction(")),
+    "another control dropped": ("14", drop("def shuffled(text)")),
 }
 
 

@@ -70,6 +70,10 @@ def draw(name, labels):
         "heatmap_sheet": lambda: plots.heatmap_sheet(torch.stack([square, square]), [text, "second"], text),
         "complex_plane": lambda: plots.complex_plane(circle, text, text),
         "lines": lambda: plots.lines({name: (curve, curve + i) for name, i in by_name.items()}, text, text, text),
+        "scatter": lambda: plots.scatter(
+            {name: (curve, curve + i) for name, i in by_name.items()}, text, text, text, {text: (1, 2)}
+        ),
+        "strip": lambda: plots.strip({name: list(range(n)) for name in labels}, text, text),
         "panels": lambda: plots.panels({name: {text: (curve, curve + i)} for name, i in by_name.items()}, text, text),
         "bars": lambda: plots.bars(labels, {text: list(range(n)), "second": list(range(n))}, text, text),
         "histogram": lambda: plots.histogram({name: curve * i for name, i in by_name.items()}, 10, text, text),
@@ -78,6 +82,9 @@ def draw(name, labels):
         "turns": lambda: plots.turns({name: circle * i for name, i in by_name.items()}, text),
         "towers": lambda: plots.towers(
             {name: (i, 2 * i) for name, i in by_name.items()}, [labels] * len(by_name), text
+        ),
+        "word_grids": lambda: plots.word_grids(
+            {name: ([labels] * n, square) for name in labels}, labels, labels, text, text, text
         ),
         "curves_at_work": lambda: plots.curves_at_work(dict.fromkeys(labels, torch.relu), square, text, text),
     }[name]()
@@ -404,6 +411,16 @@ def test_a_complex_plane_shows_the_numbers_given():
 def test_lines_show_the_numbers_given():
     [line] = plots.lines({"a": ([1, 2, 3], [5, 4, 6])}).axes[0].lines
     assert line.get_xydata().tolist() == [[1, 5], [2, 4], [3, 6]]
+
+
+def test_scattered_points_lie_where_they_were_put():
+    points = {"a": ([0.5, -1.0], [2.0, 0.25]), "b": ([1.0], [3.0])}
+    picture = plots.scatter(points, "T", "x", "y", names={"far": (1.0, 3.0)}, equal=True)
+    drawn = [list(zip(*line.get_data(), strict=True)) for line in picture.axes[0].lines]
+    assert drawn == [[(0.5, 2.0), (-1.0, 0.25)], [(1.0, 3.0)], [(-1.0, -1.0), (3.0, 3.0)]]
+    assert [text.get_text() for text in picture.axes[0].texts] == ["far"]
+    moved = plots.scatter({**points, "b": ([1.0], [3.1])}, "T", "x", "y", names={"far": (1.0, 3.0)}, equal=True)
+    assert repr(moved) != repr(picture)
 
 
 def test_bars_are_as_long_as_the_numbers_given():

@@ -56,6 +56,7 @@ def why(says):
         "- 3 of them",
         "<p>3 of them</p>",
         "a link with [3 words](#there)",
+        "notebook 19",
     ],
 )
 def test_a_number_is_found(text):
@@ -66,7 +67,7 @@ def test_a_number_is_found(text):
     "text",
     [
         "# 5. All heads",
-        "Llama 3.1 405B and Llama 3, SmolLM2-135M in bfloat16; notebooks 4, 5 and 6; GPT-2's UTF-8",
+        "Llama 3.1 405B and Llama 3, SmolLM2-135M in bfloat16; notebooks 4, 5 and 18; GPT-2's UTF-8",
         "$x_1 + 2$ and\n\n$$\\frac{1}{2}$$",
         "[Su and others, 2021](https://arxiv.org/abs/2104.09864)",
         "`best = 9`",

@@ -66,6 +66,15 @@ STEPS = {
     "10_generation": ["functional.attention(", "KVCache(", "generation.generate(", "encode_chat("],
     "11_sizes_and_long_texts": ["functional.apply_scaling(", "functional.rotations("],
     "12_files": ["huggingface.permute(", "meta.shard_dim(", "functional.forward("],
+    "13_heads": [
+        "circuits.habits(",
+        'run[f"layers.0.{name}"]',
+        "functional.forward(",
+        "circuits.attribution(",
+        "circuits.patching(",
+        "functional.scaled_dot_product_attention(",
+    ],
+    "14_lenses": ["logit_lens(", "jacobian_lens(", "functional.forward(", "jvp("],
 }
 
 
