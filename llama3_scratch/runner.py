@@ -55,12 +55,12 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
     failures: dict[Path, str] = {}
     answers: list[str] = []
     shown = {path.stem: pages.Page(path, notebook) for path, notebook in _beside(paths)}
-    jobs = [_Job(path) for path in paths]
-    side_by_side = _at_once()
-    for place, (path, job) in enumerate(zip(paths, jobs, strict=True)):
+    slots = threading.Semaphore(_at_once())
+    jobs = [_Job(path, slots) for path in paths]
+    for job in _longest_second(jobs):
+        job.start()
+    for path, job in zip(paths, jobs, strict=True):
         print(f"  {path.stem:<28}", end="", flush=True)
-        for due in jobs[place : place + side_by_side]:
-            due.begin()
         notebook, failure = job.result()
         shown[path.stem] = pages.Page(path, notebook, failure)
         if failure is not None:
@@ -107,23 +107,22 @@ class _ThisPython(KernelSpecManager):
 
 
 class _Job(threading.Thread):
-    """A notebook that is run, in a thread: so that Ctrl-C reaches us, since nbclient would answer with tracebacks. Its
-    kernel ends by itself once this process has.
+    """A notebook that is run once there is a slot for it, in a thread: so that Ctrl-C reaches us, since nbclient would
+    answer with tracebacks. Its kernel ends by itself once this process has.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, slots: threading.Semaphore) -> None:
         super().__init__(daemon=True)
-        self.path, self.seconds = path, 0.0
+        self.path, self.slots, self.seconds = path, slots, 0.0
         self.notebook: nbformat.NotebookNode | None = None
         self.failure: str | None = None
         self.raised: BaseException | None = None
 
-    def begin(self) -> None:
-        """Start, if it has not been started."""
-        if self.ident is None:
-            self.start()
-
     def run(self) -> None:
+        with self.slots:
+            self._run()
+
+    def _run(self) -> None:
         started = time.monotonic()
         try:
             notebook = _read(self.path)
@@ -142,6 +141,16 @@ class _Job(threading.Thread):
             raise self.raised
         assert self.notebook is not None  # or something was raised
         return self.notebook, self.failure
+
+
+def _longest_second(jobs: list[_Job]) -> list[_Job]:
+    """The order to begin in: as they come, but for the largest file, which begins beside the first. So it does not run
+    alone at the end, and a reader still sees the first ones done soon.
+    """
+    if len(jobs) < 3:
+        return jobs
+    longest = max(jobs[1:], key=lambda job: job.path.stat().st_size if job.path.exists() else 0)
+    return [jobs[0], longest, *(job for job in jobs[1:] if job is not longest)]
 
 
 def _at_once() -> int:
