@@ -4,7 +4,7 @@ All three read from `trace`, or go on from its streams with `functional`. The fi
 nothing; `patching` changes one vector at a time and sees what becomes of the answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from .checks import check_tokens
 from .loading.checkpoint import Checkpoint
 from .messages import progress
 from .model import Llama
-from .tracing import trace
+from .tracing import trace, weights_of
 
 
 def repeated(vocab_size: int, length: int = 50, seed: int = 0) -> list[int]:
@@ -86,7 +86,7 @@ def attribution(
     difference) of this run, up to rounding. The last norm divides by a number that all parts make together; it is taken
     as it is in this run (direct logit attribution). What a part does by way of later ones counts as theirs.
     """
-    params, weights = model.params, _weights(model)
+    params, weights = model.params, weights_of(model)
     last = params.n_layers - 1
     names = ["embeddings", "*.attention.heads", "*.feed_forward.output", f"layers.{last}.stream"]
     run = {name: functional.at_least_float32(t[..., -1, :]) for name, t in trace(model, tokens, keep=names).items()}
@@ -120,7 +120,7 @@ def patching(
     after layer l (activation patching, of `resid_pre` and the last `resid_post` in TransformerLens). What changes the
     answer carries the difference of the two texts; what does not may still be needed by both.
     """
-    params, weights = model.params, _weights(model)
+    params, weights = model.params, weights_of(model)
     here, there = (check_tokens(t, params.vocab_size) for t in (tokens, other))
     if here.shape != there.shape:
         raise ValueError(f"both texts must have one length, not {len(here)} and {len(there)} tokens")
@@ -141,12 +141,8 @@ def patching(
     return answers
 
 
-def _weights(model: Checkpoint | Llama) -> Mapping[str, Tensor]:
-    return model.weights if isinstance(model, Checkpoint) else model.state_dict()
-
-
 def _output_row(model: Checkpoint | Llama, token: int, against: int | None) -> Tensor:
     """[dim]: the output matrix's row of `token`, less that of `against`, if given."""
     ids = check_tokens([token] if against is None else [token, against], model.params.vocab_size)
-    rows = functional.at_least_float32(functional.output_weight(_weights(model))[ids])
+    rows = functional.at_least_float32(functional.output_weight(weights_of(model))[ids])
     return rows[0] if against is None else rows[0] - rows[1]

@@ -7,7 +7,7 @@ average? (Gurnee et al. 2026, "Verbalizable Representations Form a Global Worksp
 https://transformer-circuits.pub/2026/workspace/)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from .checks import check_context, check_layers, check_length, check_tokens
 from .loading.checkpoint import Checkpoint
 from .messages import progress
 from .model import Llama
+from .tracing import weights_of
 
 Contexts = Sequence[str] | Sequence[Sequence[int]]
 
@@ -122,7 +123,7 @@ def states(model: Checkpoint | Llama, tokens: Sequence[int] | Tensor) -> list[Te
     """The stream before the first layer and after each: tokens [..., seq] -> n_layers + 1 times [..., seq, dim]."""
     tokens = check_tokens(tokens, model.params.vocab_size)
     check_length(tokens.shape[-1], model.params.context_len)
-    table = _weights(model)["tok_embeddings.weight"]
+    table = weights_of(model)["tok_embeddings.weight"]
     found = [table[tokens.to(table.device)]]
     for layer in progress(range(model.params.n_layers), "layers"):
         found.append(climb(model, found[-1], layer, layer + 1))
@@ -131,7 +132,7 @@ def states(model: Checkpoint | Llama, tokens: Sequence[int] | Tensor) -> list[Te
 
 def climb(model: Checkpoint | Llama, stream: Tensor, start: int, stop: int | None = None) -> Tensor:
     """From layer `start` to before `stop`, or to the end: [..., seq, dim] -> the same, before the last norm."""
-    params, weights, seq = model.params, _weights(model), stream.shape[-2]
+    params, weights, seq = model.params, weights_of(model), stream.shape[-2]
     freqs_cis = functional.rotations(params, seq).to(stream.device)
     mask = functional.causal_mask(seq, stream.dtype, stream.device)
     for layer in range(start, params.n_layers if stop is None else stop):
@@ -141,11 +142,7 @@ def climb(model: Checkpoint | Llama, stream: Tensor, start: int, stop: int | Non
 
 def read(model: Checkpoint | Llama, state: Tensor) -> Tensor:
     """Last norm and output matrix: [..., dim] -> float32 scores [..., vocab]."""
-    weights = _weights(model)
+    weights = weights_of(model)
     gain = weights["norm.weight"]
     normed = functional.rms_norm(state.type_as(gain), gain, model.params.norm_eps)
     return functional.linear(normed, functional.output_weight(weights)).float()
-
-
-def _weights(model: Checkpoint | Llama) -> Mapping[str, Tensor]:
-    return model.weights if isinstance(model, Checkpoint) else model.state_dict()

@@ -85,7 +85,7 @@ def trace(
     `functional.forward` raises for `tokens`.
     """
     params = model.params
-    weights: Mapping[str, Tensor] = model.weights if isinstance(model, Checkpoint) else model.state_dict()
+    weights = weights_of(model)
     tokens = check_tokens(tokens, params.vocab_size)
     if tokens.dim() != 1:
         raise ValueError(f"tokens must be one text, [seq], not {list(tokens.shape)}")
@@ -105,6 +105,11 @@ def trace(
     x = run.norm(x, "norm")
     run.see("logits", functional.linear(x, functional.output_weight(weights)).float())
     return Trace(run.kept)
+
+
+def weights_of(model: Checkpoint | Llama) -> Mapping[str, Tensor]:
+    """Every weight under its name in Meta's files."""
+    return model.weights if isinstance(model, Checkpoint) else model.state_dict()
 
 
 class _Run:
