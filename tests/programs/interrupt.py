@@ -86,8 +86,8 @@ def killed_at_random_moments():
         there.append(is_there(target))
         MAKE(target)  # running it again succeeds,
         assert is_there(target)
-        if KIND != "file":  # and clears away what was left
-            assert left_over(target) == []
+        if KIND != "file":  # and clears away what was left; but nothing is made, or cleared, where it was there
+            assert left_over(target) in ([], [".lock"] if there[-1] else [])
     return sum(there), len(there)
 
 
