@@ -364,7 +364,9 @@ def random_gguf_tensors():
 
 
 def write_gguf(path, tensors, architecture="llama", pre="smollm", hidden=HIDDEN, more=lambda writer: None, **changes):
-    """`more` adds fields; `changes` are other token types, merges and whether bos is added (None: nothing is said)."""
+    """`more` adds fields; `changes` are other token types, merges, whether bos is added (None: nothing is said), and
+    kinds: how matrices are stored, by a part of their names.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(LAYERS)
     writer.add_embedding_length(DIM)
@@ -386,7 +388,7 @@ def write_gguf(path, tensors, architecture="llama", pre="smollm", hidden=HIDDEN,
         writer.add_add_bos_token(changes.get("add_bos", False))
     more(writer)
     for name, values in tensors.items():
-        kind = GGUF_TYPES.get(name.split(".")[-2], KINDS.F32)
+        kind = changes.get("kinds", GGUF_TYPES).get(name.split(".")[-2], KINDS.F32)
         writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -417,6 +419,7 @@ def lies_in(tensor, path):
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 REAL = "smollm2-135m"
+_NO_GRAMMAR = "import sys; sys.modules['rfc3987_syntax'] = None"  # of addresses, as in conftest.py
 
 
 def failed_cells(
@@ -454,14 +457,16 @@ def _run_cells(notebooks: list[Path], compare: str, report: Path, environment: d
 @cache
 def _cells_without_kernels() -> subprocess.Popen:
     """One for all tests of this process, so that torch is imported once; it ends with its stdin."""
-    command = [sys.executable, str(ROOT / "tests" / "run_cells.py")]
+    path = str(ROOT / "tests" / "run_cells.py")
+    command = [sys.executable, "-c", f"{_NO_GRAMMAR}; import runpy; runpy.run_path({path!r}, run_name='__main__')"]
     environment = os.environ | SAME_EVERYWHERE | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _nbval(notebooks: list[Path], report: Path, environment: dict[str, str]) -> dict[str, str]:
     # No other plugins: hypothesis' alone takes longer to import than everything else here.
-    command = [sys.executable, "-m", "pytest", "-p", "nbval.plugin", "-p", "no:cacheprovider"]
+    pytest = f"{_NO_GRAMMAR}; import pytest; sys.exit(pytest.main())"
+    command = [sys.executable, "-c", pytest, "-p", "nbval.plugin", "-p", "no:cacheprovider"]
     options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", f"--junitxml={report}"]
     paths = [str(path) for path in notebooks]
     environment = environment | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
