@@ -136,7 +136,7 @@ def attention(
     q, k, v = (t.transpose(-3, -2) for t in (q, k, v))  # [batch, heads, seq, head_dim]
     if cache is not None:
         k, v = update(cache[0], k), update(cache[1], v)  # [batch, n_kv_heads, total, head_dim]
-    heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)  # [batch, heads, seq, head_dim]
+    heads = kernels.attention(q, k, v, mask)  # the four steps above: [batch, heads, seq, head_dim]
     return linear(heads.transpose(-3, -2).flatten(-2), wo)  # all heads side by side, then wo
 
 

@@ -466,7 +466,7 @@ def expression(new, old=None):
     return ast.parse(new.replace("{}", f"({ast.unparse(old)})" if old else ""), mode="eval").body
 
 
-FUSED = "scaled_dot_product_attention"
+FUSED = "attention"  # kernels.attention(q, k, v, mask)
 # (what, notebook, function, change, checkpoint on which it shows)
 IN_THE_PACKAGE = [
     (
@@ -483,8 +483,14 @@ IN_THE_PACKAGE = [
         argument(FUSED, 1, "{}.repeat(wq.shape[0] // wk.shape[0], 1, 1)"),
         "tiny-ratio3",
     ),
-    ("missing mask", "05_all_heads", "functional.attention", argument(FUSED, "attn_mask", "None"), "tiny-ratio1"),
-    ("unscaled scores", "05_all_heads", "functional.attention", argument(FUSED, "scale", "1.0"), "tiny-ratio1"),
+    ("missing mask", "05_all_heads", "functional.attention", argument(FUSED, 3, "None"), "tiny-ratio1"),
+    (
+        "unscaled scores",
+        "05_all_heads",
+        "functional.attention",
+        argument(FUSED, 0, "{} * head_dim**0.5"),
+        "tiny-ratio1",
+    ),
     ("missing wo", "05_all_heads", "functional.attention", returned(lambda call: call.args[0]), "tiny-ratio1"),
     (
         "swapped w1 and w3",
