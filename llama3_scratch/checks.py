@@ -175,6 +175,18 @@ def check_dtype_and_device(dtype: Any, device: Any) -> None:
         raise ValueError(f"device {short(device)} cannot be used on this machine; take 'cpu'") from e
 
 
+def check_quantize(quantize: Any, keep: Any, dtype: Any, device: Any) -> None:
+    """A way to quantise, and a type and a device that it has."""
+    if quantize is None and keep:
+        raise ValueError('keep is for a quantised model: say quantize="int4" or "int8", too')
+    if quantize not in (None, "int8", "int4"):
+        raise ValueError(f'quantize must be "int8", "int4" or None, not {short(quantize)}')
+    if quantize and dtype not in (None, torch.bfloat16, torch.float32):
+        raise ValueError(f"a quantised model computes in bfloat16 or float32, not {short(dtype)}; leave dtype out")
+    if quantize and device is not None and torch.device(device).type != "cpu":
+        raise ValueError(f"a quantised model runs on the cpu, not on {short(device)}; leave device or quantize out")
+
+
 def check_cache_size(shape: tuple[int, ...], dtype: Any, device: Any) -> None:
     """Numbers of [n_layers, batch_size, n_kv_heads, max_seq_len, head_dim] that memory can hold twice."""
     for name, size in (("batch_size", shape[1]), ("max_seq_len", shape[3])):

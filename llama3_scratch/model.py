@@ -42,7 +42,7 @@ class Llama(nn.Module):
         by 1 / sqrt(2 n_layers), so that it does not grow with the depth, as in GPT-2. They follow torch.manual_seed.
         """
         for name, weight in self.named_parameters():
-            if weight.ndim == 2:
+            if weight.ndim == 2 and not weight.is_meta:
                 writes = name.endswith(("wo.weight", "w2.weight"))
                 std = 0.02 * (2 * self.params.n_layers) ** -0.5 if writes else 0.02
                 # Drawn in float64: torch's float32 ones differ between kinds of CPU.
@@ -89,19 +89,20 @@ class Llama(nn.Module):
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Any = None, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+        cls, checkpoint: Any = None, dtype: Any = None, device: Any = None, quantize: Any = None, keep: bool = False
     ) -> "Llama":
         """The model of a `Checkpoint`, or of what `load_checkpoint` finds under that name, folder or nothing.
 
         Nothing is copied: the parameters are the tensors of the checkpoint, on the memory map. Another `dtype` or
-        `device` makes copies, and so do the parts that are stored in another order (shards, and wq and wk of Hugging
-        Face folders). All can be trained: the file never changes, but `checkpoint.weights`, the same memory, do. (In
-        files over 4 GiB parameters start frozen, and move to memory of their own once they are to be trained or
-        changed. Their views cannot be watched: a write through `p.detach()` or `out=p` ends the process.)
+        `device` makes copies, and so do parts that are stored in another order (shards, wq and wk of Hugging Face
+        folders). All can be trained: the file never changes, but `checkpoint.weights`, the same memory, do. (Limits of
+        files over 4 GiB: loading/README.md.)
+        quantize: "int8", or "int4" (both ends in 8), packed one matrix at a time, to be used, not trained. keep: the
+            result is written beside the file, and mapped by the next call.
         """
         from .loading.checkpoint import load_model  # the door to files
 
-        return load_model(cls, checkpoint, dtype, device)
+        return load_model(cls, checkpoint, dtype, device, quantize, keep)
 
 
 class TransformerBlock(nn.Module):

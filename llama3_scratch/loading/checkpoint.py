@@ -3,20 +3,21 @@
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import DTYPES, check_dtype_and_device
+from ..checks import DTYPES, check_dtype_and_device, check_quantize
 from ..messages import CheckpointError, progress, reason, short, short_name
 from ..params import ModelArgs
 from ..tokenizer import Tokenizer
-from . import fetch, huggingface, meta, tiny
+from . import fetch, huggingface, meta, quantized, tiny
 from .files import (
     CONFIG_NAME,
+    GGUF_SUFFIX,
     PARAMS_NAME,
     TOKENIZER_JSON_NAME,
     VOCABULARY_NAME,
@@ -24,7 +25,7 @@ from .files import (
     list_folder,
     where_to_look,
 )
-from .mapped import LazyWeights, is_tied, mapped_parameter
+from .mapped import LazyWeights, empty_model, is_tied, mapped_parameter
 from .other_formats import other_format
 
 M = TypeVar("M", bound=nn.Module)
@@ -35,7 +36,8 @@ ENVIRONMENT_VARIABLE, DTYPE_VARIABLE = "LLAMA3_CHECKPOINT", "LLAMA3_DTYPE"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, opened: its sizes, its weights under Meta's names, its tokenizer, and the folder they came from.
+    """A model, opened: its sizes, its weights under Meta's names, its tokenizer, and the folder (or the .gguf file)
+    they came from.
 
     `tokenizer` is None where a Hugging Face folder has none. `read_only`: the weights lie in a file so large that they
     cannot be changed in place.
@@ -56,11 +58,12 @@ class Checkpoint:
 def load_checkpoint(
     path_or_name: str | Path | None = None, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Checkpoint:
-    """Open a checkpoint: a folder, or a known name.
+    """Open a checkpoint: a folder, a .gguf file, or a known name.
 
     A folder holds Meta's files (consolidated.00.pth, and 01, 02, ... of the larger models; params.json;
-    tokenizer.model) or Hugging Face's (config.json, *.safetensors, tokenizer.json). Without an argument, the
-    environment variable LLAMA3_CHECKPOINT says which (a folder or a name), else "smollm2-135m", fetched on first use.
+    tokenizer.model) or Hugging Face's (config.json, *.safetensors, tokenizer.json). A GGUF file has all in it; its
+    numbers become float32 each time that they are asked for. Without an argument, the environment variable
+    LLAMA3_CHECKPOINT says which (a folder, a file or a name), else "smollm2-135m", fetched on first use.
 
     The weights are memory-mapped: opening reads names and shapes only, and the system reads pages as they are used.
     What is stored in parts or in another order is put together each time it is asked for. `dtype` (another than the
@@ -79,7 +82,18 @@ def load_checkpoint(
     """
     dtype = _dtype_of_the_environment() if dtype is None else dtype
     check_dtype_and_device(dtype, device)
+    checkpoint = open_as_stored(path_or_name, dtype)
+    elsewhere = device is not None and torch.device(device).type != "cpu"
+    if elsewhere or (dtype is not None and checkpoint.weights["norm.weight"].dtype != dtype):
+        return replace(checkpoint, weights=_copies(checkpoint.weights, dtype, device), read_only=False)
+    return checkpoint
+
+
+def open_as_stored(path_or_name: str | Path | None = None, dtype: torch.dtype | None = None) -> Checkpoint:
+    """The same, in the type of the file, whatever LLAMA3_DTYPE says; `dtype` decides where there are several types."""
     folder = find(path_or_name)
+    if not folder.is_dir():
+        return _open_gguf(folder)
     names = list_folder(folder)
     tokenizer: Tokenizer | None
     if names & {PARAMS_NAME, WEIGHTS_NAME}:
@@ -96,21 +110,38 @@ def load_checkpoint(
         raise CheckpointError(f"{folder / PARAMS_NAME}: not found. {where_to_look(folder)}")
     if tokenizer:
         _check_rows(tokenizer, params)
-    elsewhere = device is not None and torch.device(device).type != "cpu"
-    if elsewhere or (dtype is not None and _stored_dtype(weights) != dtype):
-        weights, read_only = _copies(weights, dtype, device), False
     return Checkpoint(params, weights, tokenizer, folder, read_only)
 
 
+def _open_gguf(path: Path) -> Checkpoint:
+    from .gguf import read_model  # and with it a library that nothing else here needs
+
+    params, weights = read_model(path)
+    tokenizer = Tokenizer(path)
+    _check_rows(tokenizer, params)
+    return Checkpoint(params, weights, tokenizer, path)
+
+
 def load_model(
-    kind: Callable[[ModelArgs], M], checkpoint: Any, dtype: torch.dtype | None, device: torch.device | str | None
+    kind: Callable[[ModelArgs], M],
+    checkpoint: Any,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    quantize: str | None = None,
+    keep: bool = False,
 ) -> M:
     """What `Llama.from_checkpoint` does."""
     check_dtype_and_device(dtype, device)
+    check_quantize(quantize, keep, dtype, device)
+    if quantize is not None:
+        edited = isinstance(checkpoint, Checkpoint) and _is_edited(checkpoint)
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = open_as_stored(checkpoint, dtype)
+        parts = checkpoint.params, checkpoint.weights, checkpoint.path
+        return quantized.load_quantized(kind, *parts, quantize, keep, dtype, edited)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint, dtype, "cpu" if device is None else device)
-    with torch.device("meta"):  # shapes without memory, until the weights take their places
-        model: Any = kind(checkpoint.params)
+    model: Any = empty_model(kind, checkpoint.params)
     names = [key for key in model.state_dict() if key in checkpoint.weights]
     weights = {key: checkpoint.weights[key] for key in progress(names, "weights")}
     tied = is_tied(weights)
@@ -128,12 +159,32 @@ def load_model(
     return loaded
 
 
+def _is_edited(checkpoint: Checkpoint) -> bool:
+    """Whether weights in memory are others than those in the files that they came from, but for their type."""
+    ours = checkpoint.weights
+    if hasattr(ours, "blocks"):  # of a GGUF file, which are made anew each time they are asked for
+        return False
+    try:
+        theirs = open_as_stored(checkpoint.path).weights
+    except CheckpointError:
+        return True
+    return set(ours) != set(theirs) or not all(_same(ours, theirs, key) for key in ours)
+
+
+def _same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], key: str) -> bool:
+    # Parts as they lie in the files, if they are in parts: putting them together takes memory.
+    ones, others = (w.parts[key] if isinstance(w, LazyWeights) else [w[key]] for w in (ours, theirs))
+    if len(ones) != len(others):
+        ones, others = [ours[key]], [theirs[key]]
+    return all(a.shape == b.shape and torch.equal(a, b.to(a)) for a, b in zip(ones, others, strict=True))
+
+
 def find(path_or_name: str | Path | None = None) -> Path:
-    """The folder of a checkpoint. A known name is fetched or made if it is not there yet."""
+    """The folder of a checkpoint, or its .gguf file. A known name is fetched or made if it is not there yet."""
     if path_or_name in (None, ""):
         path_or_name = os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_NAME
     if not isinstance(path_or_name, str | os.PathLike):
-        raise TypeError(f"a checkpoint is a folder or a name, not {short(path_or_name)}")
+        raise TypeError(f"a checkpoint is a folder, a .gguf file or a name, not {short(path_or_name)}")
     name = os.fspath(path_or_name)
     try:
         if name in tiny.TINY:
@@ -141,12 +192,14 @@ def find(path_or_name: str | Path | None = None) -> Path:
         if name in fetch.CHECKPOINTS:
             return fetch.fetch(name)
         folder = Path(name).expanduser()
-        if folder.is_dir():
+        if folder.is_dir() or (folder.suffix.lower() == GGUF_SUFFIX and folder.exists()):
             return folder
         if folder.exists() and (other := other_format(folder.parent, {folder.name})):
             raise CheckpointError(f"{folder}: {other[1]}")
         if folder.exists():
-            raise CheckpointError(f"{folder}: not a folder; point at the one it is in, {folder.parent}")
+            raise CheckpointError(
+                f"{folder}: neither a folder nor a .gguf file; point at the one it is in, {folder.parent}"
+            )
     except (OSError, RuntimeError) as e:  # RuntimeError: ~somebody without a home
         where = short_name(str(getattr(e, "filename", None) or name), 400)
         raise CheckpointError(f"{where}: cannot be opened or written ({reason(e)})") from e
@@ -185,11 +238,6 @@ def _dtype_of_the_environment() -> torch.dtype | None:
     if name and name not in DTYPES:
         raise CheckpointError(f"{DTYPE_VARIABLE} is {short(name)}; it must be one of {', '.join(DTYPES)}")
     return DTYPES[name] if name else None
-
-
-def _stored_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
-    parts = weights.parts["norm.weight"] if isinstance(weights, LazyWeights) else [weights["norm.weight"]]
-    return parts[0].dtype
 
 
 def _copies(weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device | str) -> dict[str, Tensor]:

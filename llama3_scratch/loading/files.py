@@ -10,7 +10,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +27,9 @@ CONFIG_NAME, SAFETENSORS_NAME, TOKENIZER_JSON_NAME = "config.json", "model.safet
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME = "tokenizer_config.json", "generation_config.json"
 ADDED_TOKENS_NAME, SPECIAL_TOKENS_NAME = "added_tokens.json", "special_tokens_map.json"
+GGUF_SUFFIX = ".gguf"  # of llama.cpp's files, one of which is a whole model
+SOURCE_NAME = "SOURCE.txt"  # ours, in what was fetched: where it is from
+KEPT_FOLDER, KEPT_NAME = "quantized", "{}.safetensors"  # ours: what `quantize` made, where no other program looks
 
 # Files of other formats, which are named to whoever has only those.
 ADAPTER_CONFIG_NAME, ADAPTER_PATTERN = "adapter_config.json", "adapter_model.*"
@@ -156,13 +159,19 @@ def finished_folder(folder: Path) -> Iterator[Path | None]:
                 raise
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step, so that nobody ever sees half of it."""
-    data = content if isinstance(content, bytes) else content.encode("utf-8")  # the same bytes on Windows
-    partial = path.with_name(f".{path.name}.partial")
-    with locked(path.parent):
+def write_whole(path: Path, content: str | bytes | Iterable[bytes | memoryview]) -> None:
+    """Replace a file in one step, so that nobody ever sees half of it. What is large can come in pieces."""
+    if isinstance(content, str):
+        content = content.encode("utf-8")  # the same bytes on Windows
+    with locked(path.parent) as is_locked:
+        # Without a lock two may write at once. With one, what a killed process left behind is written over.
+        partial = path.with_name(f".{path.name}.partial" if is_locked else f".{path.name}.{os.getpid()}.partial")
         try:
-            partial.write_bytes(data)
+            with open(partial, "wb") as f:
+                for piece in [content] if isinstance(content, bytes) else content:
+                    f.write(piece)
+                f.flush()
+                os.fsync(f.fileno())  # or a power cut might leave the name without the content
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

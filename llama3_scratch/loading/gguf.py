@@ -1,4 +1,6 @@
-"""GGUF, the single file of llama.cpp, into Meta's layout. Imported where it is needed: the library is."""
+"""GGUF, the single file of llama.cpp, read where it lies, or written again in Meta's layout. Imported where it is
+needed: the library is.
+"""
 
 import base64
 import json
@@ -8,23 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import MODEL_ARCH, GGUFReader, TokenType, get_tensor_name_map
-from gguf.quants import dequantize
+from gguf.constants import MODEL_ARCH, TokenType
+from gguf.tensor_mapping import get_tensor_name_map
 from torch import Tensor
 
 from ..functional import rotations
-from ..messages import CheckpointError, progress, reason, short, short_name
+from ..messages import CheckpointError, progress, short, short_name
 from ..params import ModelArgs
-from .files import PARAMS_NAME, VOCABULARY_CONFIG_NAME, VOCABULARY_NAME, WEIGHTS_NAME, open_file
+from .files import PARAMS_NAME, VOCABULARY_CONFIG_NAME, VOCABULARY_NAME, WEIGHTS_NAME
+from .gguf_file import Blocks, GGUFWeights, naming, read_gguf
 from .huggingface import hidden_size
-from .mapped import check_weights
+from .mapped import check_finite_if_small, check_names_and_shapes
 from .pth import write_pth
 from .tokenizer_json import DIGITS_PATTERN, read_ranks
-from .vocabulary import LLAMA3_PATTERN
 
-# GGUF names the split pattern instead of giving it: name -> pattern, and whether llama.cpp opens a text with bos and
-# takes pieces that are tokens as they are, where the file does not say.
-_PATTERNS = {"smollm": (DIGITS_PATTERN, False), "llama-bpe": (LLAMA3_PATTERN, True)}
+# GGUF names the split pattern instead of giving it: name -> pattern (none: Llama 3's own), and whether llama.cpp opens
+# a text with bos and takes pieces that are tokens as they are, where the file does not say.
+_PATTERNS: dict[str, tuple[dict[str, str], bool]] = {
+    "smollm": ({"pattern": DIGITS_PATTERN}, False),
+    "llama-bpe": ({}, True),
+}
 _ROPE_FREQS = "rope_freqs.weight"  # what the frequencies are divided by, in Llama 3.1 and later
 _SIZES = (
     "block_count",
@@ -65,52 +70,63 @@ _KNOWN = {f"llama.{name}" for name in _SIZES} | {
 }
 
 
-def write_gguf(path: Path, folder: Path) -> None:
-    """Write the model of a GGUF file into `folder` in Meta's layout, dequantised to float32.
+def read_model(path: Path) -> tuple[ModelArgs, GGUFWeights]:
+    """The sizes and the weights of a GGUF file, under Meta's names; the weights stay as they are stored, in the file.
 
     GGUF keeps wq and wk in Meta's order of rotary pairs, so nothing is permuted. Raises CheckpointError for another
-    architecture, for positions that turn in another way than Llama 3's, or a tokenizer that is not known here.
+    architecture, for positions that turn in another way than Llama 3's, or numbers of a kind that is not known.
     """
-    open_file(path).close()
-    try:
-        reader = GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
+    fields, tensors = read_gguf(path)
+    with naming(path):
         if fields.get("general.architecture") != "llama":
             raise CheckpointError(f"architecture {short(fields.get('general.architecture'))}, not llama")
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
         params = _params(fields, tensors)
-        _write_tokenizer(fields, folder, path)
-        weights = _weights(tensors, params)
-        check_weights(path, weights, params.weight_shapes(), may_lack=("output.weight",))
-    except CheckpointError as e:
-        raise CheckpointError(str(e) if str(e).startswith(str(path)) else f"{path}: {e}") from e
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{path}: not a GGUF file of a model, or damaged ({reason(e)}); download it again") from e
+        weights = _weights(path, tensors, params)
     unknown = sorted(k for k in fields.keys() - _KNOWN if k.startswith(("llama.", "tokenizer.ggml.")))
     if unknown:
         warnings.warn(f"{path.name}: ignoring unknown keys {short_name(', '.join(unknown))}", stacklevel=2)
+    return params, weights
+
+
+def read_tokenizer(path: Path) -> tuple[dict[bytes, int], dict[str, Any]]:
+    """The vocabulary of a GGUF file as the ranks of tokenizer.model, and what tokenizer_params.json says beside it."""
+    fields, _ = read_gguf(path)
+    with naming(path):
+        return _tokenizer(fields, path)
+
+
+def write_gguf(path: Path, folder: Path) -> None:
+    """Write the model of a GGUF file into `folder` in Meta's layout, dequantised to float32. Raises CheckpointError for
+    what `read_model` does not read, and for a tokenizer that is not known here.
+    """
+    params, stored = read_model(path)
+    ranks, config = read_tokenizer(path)
+    with naming(path):
+        weights = {key: stored[key] for key in progress(stored, "converting", "tensor", 0.5)}
+        check_finite_if_small(path, weights)
+    lines = [f"{base64.b64encode(token).decode()} {id}" for token, id in ranks.items()]
+    (folder / VOCABULARY_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    (folder / VOCABULARY_CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
     write_pth(folder / WEIGHTS_NAME, weights)
     (folder / PARAMS_NAME).write_text(params.to_json())
 
 
-def _weights(tensors: Mapping[str, Any], params: ModelArgs) -> dict[str, Tensor]:
+def _weights(path: Path, tensors: Mapping[str, Blocks], params: ModelArgs) -> GGUFWeights:
     """All tensors under Meta's names, in the order of Meta's file."""
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, params.n_layers)
     keys = {str(names.get_name(key, try_suffixes=(".weight",))): key for key in params.weight_shapes()}
     strange = [name for name in tensors if name not in keys and name != _ROPE_FREQS]
     if strange:
         raise CheckpointError(f"tensor {short_name(strange[0])} has no place in Meta's layout")
-    found = [name for name in keys if name in tensors]
-    return {keys[name]: _numbers(tensors[name]) for name in progress(found, "converting", "tensor", 0.5)}
+    blocks = {key: tensors[name] for name, key in keys.items() if name in tensors}
+    shapes = {key: stored.shape for key, stored in blocks.items()}
+    check_names_and_shapes(path, shapes, params.weight_shapes(), may_lack=("output.weight",))
+    for stored in {stored.kind: stored for stored in blocks.values() if len(stored.shape) == 2}.values():
+        stored.rows(slice(1)).numbers()  # NotImplementedError, if its numbers are of a kind that the library only lists
+    return GGUFWeights(blocks)
 
 
-def _numbers(tensor: Any) -> Tensor:
-    # GGUF lists sizes from the innermost out: [in, out] there is [out, in] here.
-    values = dequantize(tensor.data, tensor.tensor_type).reshape(tuple(int(n) for n in reversed(tensor.shape)))
-    return torch.from_numpy(values.copy())
-
-
-def _params(fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelArgs:
+def _params(fields: Mapping[str, Any], tensors: Mapping[str, Blocks]) -> ModelArgs:
     n_layers, dim, hidden_dim, n_heads, eps = (fields[f"llama.{name}"] for name in _SIZES)
     if fields.get("llama.expert_count"):
         raise CheckpointError("llama.expert_count: a mixture of experts, which Llama 3 is not")
@@ -120,7 +136,7 @@ def _params(fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelArgs:
         "n_layers": n_layers,
         "n_heads": n_heads,
         "n_kv_heads": fields.get("llama.attention.head_count_kv"),
-        "vocab_size": int(tensors["token_embd.weight"].shape[-1]),
+        "vocab_size": tensors["token_embd.weight"].shape[0],
         # GGUF keeps these two in float32: seven digits are all there is of 1e-05.
         "norm_eps": float(f"{eps:.7g}"),
         "rope_theta": float(f"{fields.get('llama.rope.freq_base', 10000.0):.7g}"),
@@ -131,7 +147,7 @@ def _params(fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelArgs:
         if fields.get(f"llama.{name}", params.head_dim) != params.head_dim:
             raise CheckpointError(f"llama.{name} is {short(fields[f'llama.{name}'])}, not the head's {params.head_dim}")
     if _ROPE_FREQS in tensors:
-        return _with_rope_freqs(params, fields, _numbers(tensors[_ROPE_FREQS]))
+        return _with_rope_freqs(params, fields, tensors[_ROPE_FREQS].numbers())
     return params
 
 
@@ -162,10 +178,9 @@ def _with_rope_freqs(params: ModelArgs, fields: Mapping[str, Any], divisors: Ten
     raise CheckpointError(f"{_ROPE_FREQS}: not the scaling of Llama 3.1 and later; such positions cannot be read here")
 
 
-def _write_tokenizer(fields: Mapping[str, Any], folder: Path, path: Path) -> None:
-    """tokenizer.model, and the pattern and special tokens in a small JSON beside it.
-
-    GGUF holds GPT-2's printable stand-ins for bytes, one character each, and the merges; tokenizer.model the bytes.
+def _tokenizer(fields: Mapping[str, Any], path: Path) -> tuple[dict[bytes, int], dict[str, Any]]:
+    """GGUF holds GPT-2's printable stand-ins for bytes, one character each, and the merges; tokenizer.model the bytes,
+    and our JSON beside it the pattern and special tokens.
     """
     kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
     if kind != "gpt2" or pre not in _PATTERNS:
@@ -182,9 +197,8 @@ def _write_tokenizer(fields: Mapping[str, Any], folder: Path, path: Path) -> Non
         (vocab if of == TokenType.NORMAL else special_tokens)[token] = i
     model = {"vocab": vocab, "merges": fields["tokenizer.ggml.merges"], "ignore_merges": as_llama3}
     ranks, _ = read_ranks(path, model, special_tokens)
-    lines = [f"{base64.b64encode(token).decode()} {id}" for token, id in ranks.items()]
-    config = {
-        "pattern": pattern,
+    config: dict[str, Any] = {
+        **pattern,
         "special_tokens": special_tokens,
         "bos": tokens[fields["tokenizer.ggml.bos_token_id"]],
         "eos": tokens[fields["tokenizer.ggml.eos_token_id"]],
@@ -192,5 +206,4 @@ def _write_tokenizer(fields: Mapping[str, Any], folder: Path, path: Path) -> Non
     }
     if isinstance(fields.get("tokenizer.chat_template"), str):
         config["chat_template"] = fields["tokenizer.chat_template"]
-    (folder / VOCABULARY_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    (folder / VOCABULARY_CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+    return ranks, config

@@ -178,8 +178,8 @@ def read_weights(folder: Path, params: ModelArgs, dtype: torch.dtype | None = No
     types become one: `dtype`, else the one in config.json, else the widest.
     """
     config = read_json(folder / CONFIG_NAME)
-    paths = _weight_files(folder)
-    files, read_only = zip(*(_map_safetensors(path) for path in paths), strict=True)
+    paths = weight_files(folder)
+    files, _, read_only = zip(*(map_safetensors(path, _DTYPES) for path in paths), strict=True)
     where = paths[0] if len(paths) == 1 else folder / INDEX_NAME
     stored = {key: tensor for file in files for key, tensor in file.items()}
     stored = {key: t for key, t in stored.items() if not key.endswith("rotary_emb.inv_freq")}  # computed, not learned
@@ -244,7 +244,8 @@ def permute(weight: Tensor, head_dim: int) -> Tensor:
     return unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)  # type: ignore[no-any-return]
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files of the weights. Raises CheckpointError where one is missing."""
     names = list_folder(folder)
     check_not_an_adapter(folder, names)
     if SAFETENSORS_NAME in names:
@@ -262,8 +263,12 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(parts.values()))]
 
 
-def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """The library reads and checks the list of tensors. Their bytes follow it, one tensor after the other."""
+def map_safetensors(path: Path, dtypes: Mapping[str, torch.dtype]) -> tuple[dict[str, Tensor], Mapping[str, str], bool]:
+    """The tensors of a file, mapped; what it says of itself; whether it is mapped read-only. `dtypes` are those that it
+    may have, by their names there.
+
+    The library reads and checks the list of tensors. Their bytes follow it, one tensor after the other.
+    """
     with open_file(path) as f:
         start = f.read(64)
     length = int.from_bytes(start[:8], "little")  # of the list
@@ -274,15 +279,16 @@ def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
         with safe_open(path, framework="numpy") as f:
             slices = {key: f.get_slice(key) for key in f.offset_keys()}
             described = {key: (s.get_dtype(), torch.Size(s.get_shape())) for key, s in slices.items()}
+            metadata = f.metadata() or {}
     except (SafetensorError, MemoryError, OSError, OverflowError, RuntimeError) as e:
         raise CheckpointError(f"{path}: not a readable safetensors file ({reason(e)}); download it again") from e
     file, tensors = map_file(path), {}
     offset = 8 + length
     for key, (name, shape) in described.items():
-        if name not in _DTYPES:
+        if name not in dtypes:
             raise CheckpointError(f"{path}: {short_name(key)} is {name}; {EXPECTED}")
         if shape.numel() == 0:
             raise CheckpointError(f"{path}: {short_name(key)} is empty, {list(shape)}; save the model again")
-        tensors[key] = numbers_at(file, _DTYPES[name], offset, shape.numel()).view(shape)
+        tensors[key] = numbers_at(file, dtypes[name], offset, shape.numel()).view(shape)
         offset += tensors[key].nbytes
-    return tensors, memoryview(file).readonly
+    return tensors, metadata, memoryview(file).readonly

@@ -45,7 +45,7 @@ def read_weights(
     first rows (or columns, see `shard_dim`) of every matrix, consolidated.01.pth the next ones, and so on. Tensors of
     several types become one: `dtype`, or the widest.
     """
-    paths = _shard_paths(folder)
+    paths = shard_paths(folder)
     stored, read_only = zip(*(_read_shard(path, params, len(paths)) for path in paths), strict=True)
     tensors = {(i, key): tensor for i, shard in enumerate(stored) for key, tensor in shard.items()}
     tensors = in_one_type(paths[0], tensors, dtype)
@@ -93,7 +93,8 @@ def shard_shape(key: str, shape: tuple[int, ...], shards: int) -> tuple[int, ...
     return tuple(n // shards if i == dim else n for i, n in enumerate(shape))
 
 
-def _shard_paths(folder: Path) -> list[Path]:
+def shard_paths(folder: Path) -> list[Path]:
+    """The files of the weights, in order. Raises CheckpointError where one is missing."""
     found = fnmatch.filter(list_folder(folder), SHARD_PATTERN)
     expected = [SHARD_NAME.format(i) for i in range(len(found) or 1)]
     for name in expected:

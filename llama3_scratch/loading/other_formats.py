@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..messages import CheckpointError, short_name
-from .files import ADAPTER_CONFIG_NAME, ADAPTER_PATTERN, OTHER_FORMATS, read_json
+from .files import ADAPTER_CONFIG_NAME, ADAPTER_PATTERN, GGUF_SUFFIX, OTHER_FORMATS, read_json
 
 
 def other_format(folder: Path, names: Collection[str]) -> tuple[str, str] | None:
@@ -15,15 +15,9 @@ def other_format(folder: Path, names: Collection[str]) -> tuple[str, str] | None
     for pattern, what in OTHER_FORMATS.items():
         if name := found(names, pattern):
             name = short_name(name)
-            if pattern.endswith(".gguf"):
-                advice = (
-                    "get the same model in Meta's or Hugging Face's layout, or open it with transformers "
-                    f"(from_pretrained(folder, gguf_file={name!r})) and save it with save_pretrained"
-                )
-            else:
-                advice = (
-                    "get the same model as safetensors, or open it with transformers and save it with save_pretrained"
-                )
+            if pattern.endswith(GGUF_SUFFIX):
+                return name, f"{what}, a whole model by itself: point at the file, {folder / name}"
+            advice = "get the same model as safetensors, or open it with transformers and save it with save_pretrained"
             return name, f"{what}, not read here; {advice}"
     return None
 

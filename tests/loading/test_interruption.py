@@ -9,7 +9,7 @@ from helpers import random_gguf_tensors, write_gguf
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its processes are forks")
-@pytest.mark.parametrize("kind", ["tiny", "gguf", "file"])
+@pytest.mark.parametrize("kind", ["tiny", "gguf", "file", "pieces"])
 def test_what_is_made_is_there_whole_or_not_at_all(tmp_path, kind):
     gguf = write_gguf(tmp_path / "tiny.gguf", random_gguf_tensors())
     (tmp_path / "made").mkdir()

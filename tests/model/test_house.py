@@ -10,7 +10,7 @@ import llama3_scratch
 
 PACKAGE = Path(llama3_scratch.__file__).parent
 SEVEN = {"params", "functional", "model", "cache", "generation", "tokenizer", "chat"}
-BESIDE = {"kernels", "padding", "batching"}  # of the model, too: what a first reader can skip
+BESIDE = {"kernels", "padding", "batching", "quantized"}  # of the model, too: what a first reader can skip
 WORDS = {"checks", "messages"}
 THIRD_PARTY = {"torch"}  # and tqdm, for the progress bar, in messages
 # An import inside the function of that name, and nowhere else, may lead from the model to the readers of files.

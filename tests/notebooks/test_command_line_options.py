@@ -2,12 +2,14 @@
 
 import io
 import re
+import shutil
 import sys
 
 import pytest
 import torch
+from helpers import random_gguf_tensors, write_gguf
 
-from llama3_scratch import Llama, load_checkpoint
+from llama3_scratch import Llama, generate_text, load_checkpoint
 from llama3_scratch.__main__ import main
 
 PROMPT = "Once upon a time"
@@ -80,8 +82,8 @@ def test_bytes_that_are_no_text_are_refused_in_one_line(write, pipe):
 def test_a_dtype_is_the_one_that_is_computed_in(write, monkeypatch, name):
     seen, real = [], Llama.from_checkpoint
 
-    def noted(checkpoint):
-        model = real(checkpoint)
+    def noted(checkpoint, **options):
+        model = real(checkpoint, **options)
         seen.append({weight.dtype for weight in model.parameters()})
         return model
 
@@ -100,6 +102,33 @@ def test_a_dtype_that_is_none_is_refused(write):
     assert (code, out) == (2, "") and "bfloat16" in err
 
 
+@pytest.mark.parametrize("how", ["int8", "int4"])
+def test_quantize_packs_the_weights_and_keep_keeps_them(tiny_folder, tmp_path, capsys, how):
+    folder = shutil.copytree(tiny_folder("tiny-ratio1"), tmp_path / "m")
+    options = ["--checkpoint", str(folder), "--prompt", PROMPT, "--max-new-tokens", "3", "--quantize", how]
+    model, tokenizer = Llama.from_checkpoint(folder, quantize=how), load_checkpoint(folder).tokenizer
+    expected = PROMPT + "".join(generate_text(model, tokenizer, PROMPT, max_new_tokens=3)) + "\n"
+    said = []
+    for more in ([], ["--keep"], ["--dtype", "float32"]):
+        assert main(["generate", *options, *more]) == 0
+        said.append(capsys.readouterr().out)
+        assert (folder / "quantized" / f"{how}.safetensors").exists() == (len(said) > 1)
+    assert said == [expected] * 3
+
+
+def test_keep_and_dtypes_that_do_not_go_with_it_are_refused_before_anything_is_read(write):
+    for arguments, word in ((["--keep"], "quantize"), (["--quantize", "int4", "--dtype", "float64"], "dtype")):
+        code, out, err = write("--prompt", PROMPT, "--checkpoint", "nowhere", *arguments)
+        assert (code, out) == (2, "") and word in err and len(err.splitlines()) == 1
+
+
+def test_a_gguf_file_writes(tmp_path, capsys):
+    path = write_gguf(tmp_path / "tiny.gguf", random_gguf_tensors())
+    arguments = ["generate", "--checkpoint", str(path), "--prompt", "the", "--max-new-tokens", "3"]
+    assert main(arguments) == 0 and main([*arguments, "--quantize", "int4"]) == 0
+    assert capsys.readouterr().out.startswith("the")
+
+
 def test_the_version_is_said(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
@@ -112,7 +141,19 @@ def test_every_option_is_explained(capsys):
         main(["generate", "--help"])
     text = capsys.readouterr().out
     options = text[text.index("options:") : text.index("examples:")]
-    for name in ("prompt", "checkpoint", "dtype", "chat", "max-new-tokens", "temperature", "top-p", "top-k", "seed"):
+    for name in (
+        "prompt",
+        "checkpoint",
+        "dtype",
+        "quantize",
+        "keep",
+        "chat",
+        "max-new-tokens",
+        "temperature",
+        "top-p",
+        "top-k",
+        "seed",
+    ):
         assert re.search(rf"^  --{name}( \S+)?\s+\w", options, re.MULTILINE), name
     for default in ("128", "0.0", "1.0", "LLAMA3_CHECKPOINT", "LLAMA3_DTYPE"):
         assert default in options
