@@ -35,6 +35,7 @@ SAME_EVERYWHERE = {
 CELL_SECONDS = 600
 ROOM_FOR_TWO = 5e9  # bytes that are free; the largest notebook takes 2e9
 _ANSWERS_TAG = "answers"  # the cell whose output `run` repeats at the end
+_TIMED_TAG = "timed"  # cells that measure time: what they show is true of one machine at one moment, and is not stored
 
 # What a notebook says of the kernel that ran it: the same everywhere, whoever saved it last. Of the language, nbconvert
 # must know what to make of it.
@@ -57,7 +58,7 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
     shown = {path.stem: pages.Page(path, notebook) for path, notebook in _beside(paths)}
     slots = threading.Semaphore(_at_once())
     jobs = [_Job(path, slots) for path in paths]
-    for job in _longest_second(jobs):
+    for job in _longest_early(jobs):
         job.start()
     for path, job in zip(paths, jobs, strict=True):
         print(f"  {path.stem:<28}", end="", flush=True)
@@ -67,11 +68,13 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
             failures[path] = failure
         elif store:
             number_cells(notebook, path.stem)
+            for cell in _tagged(notebook, _TIMED_TAG):
+                cell.outputs = []
             write_whole(path, nbformat.writes(notebook) + "\n")
         cells = sum(cell.cell_type == "code" for cell in notebook.cells)
         result = "ok" if failure is None else "FAILED"
         print(f"{cells:>4} cells {job.seconds:>6.1f} s  {result}", flush=True)
-        answers += [_printed(cell) for cell in notebook.cells if _ANSWERS_TAG in cell.metadata.get("tags", ())]
+        answers += [_printed(cell) for cell in _tagged(notebook, _ANSWERS_TAG)]
     started = time.monotonic()
     print(f"  {'pages':<28}{len(shown):>4} pages", end="", flush=True)
     pages.write([shown[stem] for stem in sorted(shown)], build, answers)
@@ -90,6 +93,10 @@ def _beside(paths: list[Path]) -> Iterator[tuple[Path, nbformat.NotebookNode]]:
         for path in folder.glob("[0-9][0-9]_*.ipynb"):
             with contextlib.suppress(OSError, ValueError):
                 yield path, _read(path)
+
+
+def _tagged(notebook: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", ())]
 
 
 class _Client(NotebookClient):
@@ -143,14 +150,16 @@ class _Job(threading.Thread):
         return self.notebook, self.failure
 
 
-def _longest_second(jobs: list[_Job]) -> list[_Job]:
-    """The order to begin in: as they come, but for the largest file, which begins beside the first. So it does not run
-    alone at the end, and a reader still sees the first ones done soon.
+def _longest_early(jobs: list[_Job]) -> list[_Job]:
+    """The order to begin in: as they come, but every second one is the largest file that is left, for a third of them.
+    So no long one runs alone at the end, and a reader still sees the first ones done soon.
     """
-    if len(jobs) < 3:
-        return jobs
-    longest = max(jobs[1:], key=lambda job: job.path.stat().st_size if job.path.exists() else 0)
-    return [jobs[0], longest, *(job for job in jobs[1:] if job is not longest)]
+    by_size = sorted(jobs[1:], key=lambda job: job.path.stat().st_size if job.path.exists() else 0, reverse=True)
+    early = by_size[: len(jobs) // 3]
+    order = [job for job in jobs if job not in early]
+    for n, job in enumerate(early):
+        order.insert(2 * n + 1, job)
+    return order
 
 
 def _at_once() -> int:

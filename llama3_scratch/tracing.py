@@ -79,6 +79,7 @@ def trace(
     the same shape. What comes after is computed from what it gives. `keep` says which to return, as names in which *
     stands for anything ("*.stream"); without it, all are: for n tokens about n_layers * (3 n_heads n^2 + (n_heads + 10)
     n dim + 4 n hidden_dim) + n vocab_size numbers, 37 MB for 16 tokens of SmolLM2-135M in float32, 5.5 GB for 1,000.
+    The run ends with the half of a layer that has the last of these names.
 
     Logits are those of `functional.forward`, up to rounding. Raises KeyError, with the nearest name there is, for one
     in `replace` or `keep` that no tensor has; ValueError for a replacement of another shape; and what
@@ -92,6 +93,7 @@ def trace(
     seq = check_length(len(tokens), params.context_len)
     run = _Run(params, weights, dict(replace or {}), keep)
     names = shapes(params, seq)
+    run.left = {name for name in names if name in run.changes or run.keeps(name)}
     _check_names(run.changes, names, patterns=False)  # a pattern here would silently change nothing
     _check_names(keep or (), names)
 
@@ -100,10 +102,13 @@ def trace(
     freqs_cis = functional.rotations(params, seq).to(x.device)
     mask = functional.causal_mask(seq, x.dtype, x.device)
     for layer in range(params.n_layers):
-        x = run.attention(x, f"layers.{layer}.", freqs_cis, mask)
-        x = run.feed_forward(x, f"layers.{layer}.")
-    x = run.norm(x, "norm")
-    run.see("logits", functional.linear(x, functional.output_weight(weights)).float())
+        if run.left:
+            x = run.attention(x, f"layers.{layer}.", freqs_cis, mask)
+        if run.left:
+            x = run.feed_forward(x, f"layers.{layer}.")
+    if run.left:
+        x = run.norm(x, "norm")
+        run.see("logits", functional.linear(x, functional.output_weight(weights)).float())
     return Trace(run.kept)
 
 
@@ -120,8 +125,10 @@ class _Run:
     ) -> None:
         self.params, self.weights, self.changes, self.keep = params, weights, changes, keep
         self.kept: dict[str, Tensor] = {}
+        self.left: set[str] = set()  # what is still to be kept or changed; without any, the run has reached its end
 
     def see(self, name: str, value: Tensor) -> Tensor:
+        self.left.discard(name)
         if name in self.changes:
             change = self.changes[name]
             changed = change(value) if callable(change) else change

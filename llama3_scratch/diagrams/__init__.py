@@ -15,6 +15,8 @@ from .layer import HEAD_STEPS, bypasses, grouped_heads, heads_to_stream, one_hea
 from .lenses import early_reading, push_through
 from .modules import MODULES, gradient_ways, nested_modules, padded_batch, tied_ends
 from .overview import STEPS, last_vector, model_map, parameter_bars, tower
+from .quantized import block_of_nibbles, levels, lost_by_bits, rounded_row
+from .roofline import memory_bars, roofline, will_it_run
 from .tokens import cut_by_rule, text_to_rows, tokenizer_steps
 from .vectors import along, clock_hands, norm_step, one_turn, sphere
 
@@ -32,6 +34,7 @@ __all__ = [
     "STEPS",
     "Board",
     "along",
+    "block_of_nibbles",
     "bypasses",
     "cache_filling",
     "chat_tokens",
@@ -53,7 +56,10 @@ __all__ = [
     "heads_to_stream",
     "induction_circuit",
     "last_vector",
+    "levels",
     "logit_parts",
+    "lost_by_bits",
+    "memory_bars",
     "model_map",
     "nested_modules",
     "new_rows",
@@ -66,7 +72,9 @@ __all__ = [
     "patched_runs",
     "pth_contents",
     "push_through",
+    "roofline",
     "rope_orders",
+    "rounded_row",
     "safetensors_contents",
     "sphere",
     "swiglu",
@@ -77,5 +85,6 @@ __all__ = [
     "trace_names",
     "turns",
     "will_it_fit",
+    "will_it_run",
     "work",
 ]

@@ -1,5 +1,7 @@
 """Every tensor of a run, held against transformers, and what changing one of them does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import hf_model
@@ -129,6 +131,22 @@ def test_what_is_not_asked_for_is_not_kept(checkpoint):
     run = trace(checkpoint, TOKENS, keep=["*.stream", "logits"])
     assert list(run) == [name for name in whole if name.endswith(".stream") or name == "logits"]
     assert all(torch.equal(run[name], whole[name]) for name in run)
+
+
+@pytest.mark.parametrize(
+    ("last", "later"),
+    [("embeddings", "layers."), ("layers.0.attention.k", "layers.0.feed_forward"), ("layers.0.stream", "layers.1.")],
+)
+def test_a_run_goes_no_further_than_what_is_asked_for(last, later, checkpoint):
+    """Here the weights of what comes later are missing."""
+    weights = {name: weight for name, weight in checkpoint.weights.items() if not name.startswith(later)}
+    run = trace(replace(checkpoint, weights=weights), TOKENS, keep=[last])
+    assert list(run) == [last] and torch.equal(run[last], trace(checkpoint, TOKENS)[last])
+
+
+def test_a_change_that_comes_after_all_that_is_kept_is_held_to_its_shape_too(checkpoint):
+    with pytest.raises(ValueError, match=r"layers\.1\.stream is"):
+        trace(checkpoint, TOKENS, replace={"layers.1.stream": torch.zeros(1)}, keep=["layers.0.stream"])
 
 
 def test_gradients_reach_what_was_put_in(checkpoint):

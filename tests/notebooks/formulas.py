@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import gguf
 import torch
 import torch.nn.functional as F
 from cells import NOTEBOOKS, prose_cells, read
 from nbformat import NotebookNode
 from prose import CODE, FORMULA, NO_PROSE, blank
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from llama3_scratch import Checkpoint, circuits, functional, lenses, trace
 from llama3_scratch.params import PUBLISHED, ModelArgs
@@ -299,6 +301,19 @@ def bandwidth() -> None:
     assert memory / per_token == 1 / (per_token / memory)
 
 
+def under_a_roof() -> None:
+    r, shape, moved_a_second, done_a_second = 3, (10, 20), 50e9, 1e12
+    with FlopCounterMode(display=False) as counter:
+        F.linear(torch.ones(r, shape[1]), torch.ones(shape))
+    o, m, b = counter.get_total_flops(), torch.ones(shape).nbytes, torch.float32.itemsize
+    assert o / m == 2 * r / b
+    assert o == 2 * r * math.prod(shape)
+    ridge = done_a_second / moved_a_second
+    assert max(m / moved_a_second, o / done_a_second) == (m / moved_a_second if o / m < ridge else o / done_a_second)
+    matrices, cache = 15e9, 1e9
+    assert moved_a_second / (matrices + cache) < moved_a_second / matrices
+
+
 def stretched() -> None:
     theta, d, s, context = 5e5, 128, 8.0, 8192
     phi = torch.tensor([theta ** (-2 * i / d) for i in range(d // 2)])
@@ -392,7 +407,51 @@ def on_machines() -> None:
 
 
 # Verbatim, and what computes it; or why nothing does.
+def rows_scaled_afterwards() -> None:
+    """Whole numbers times the scale of their row, in a product."""
+    q, s, x = (dice(4, 6, seed=1) * 127).round(), dice(4, seed=2).abs(), dice(6, seed=3)
+    by_hand = [s[i].item() * sum(x[j].item() * q[i, j].item() for j in range(6)) for i in range(4)]
+    assert_close(torch.tensor(by_hand, dtype=x.dtype), (q * s[:, None]) @ x)
+    bits16 = torch.ones(1, 32).bfloat16()  # what torch's own product makes of it, in numbers that 16 bits can hold
+    values = torch.arange(-16, 16).repeat(2, 1).to(torch.int8)
+    got = torch._weight_int8pack_mm(bits16, values, torch.tensor([0.5, 2.0]).bfloat16())
+    assert got.tolist() == [[0.5 * -16, 2.0 * -16]]
+
+
+def nibbles_from_the_middle() -> None:
+    """GGUF's own reading of a block, and the same counted from 8."""
+    blocks = gguf.quants.quantize(dice(3, 32).float().numpy(), gguf.GGMLQuantizationType.Q4_1)
+    raw = torch.from_numpy(blocks)
+    d, m = raw[:, :4].contiguous().view(torch.float16).double().split(1, 1)
+    q = torch.cat([raw[:, 4:] & 15, raw[:, 4:] >> 4], 1).double()
+    theirs = torch.from_numpy(gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_1)).double()
+    assert_close(d * q + m, theirs, **CLOSE)
+    assert_close(d * (q - 8) + (m + 8 * d), theirs, **CLOSE)
+
+
+def divergence() -> None:
+    """torch's own, and 0 for equal ones."""
+    p, p_ = dice(2, 5, seed=1).softmax(-1)
+    terms = [a * (math.log(a) - math.log(b)) for a, b in zip(p.tolist(), p_.tolist(), strict=True)]
+    assert_close(torch.tensor(sum(terms), dtype=p.dtype), F.kl_div(p_.log(), p, reduction="sum"))
+    assert sum(terms) > 0 == F.kl_div(p.log(), p, reduction="sum")
+
+
+def columns_scaled() -> None:
+    w, x, s = dice(4, 6, seed=1), dice(6, seed=2), dice(6, seed=3).abs() + 0.1
+    scaled = [sum(w[i, j] * s[j] * (x[j] / s[j]) for j in range(6)) for i in range(4)]
+    assert_close(torch.stack(scaled), F.linear(x, w))
+
+
 FORMULAS: dict[str, Callable[[], None] | str] = {
+    # 15
+    r"$$\sum_j x_j\, s_i\, q_{ij} \;=\; s_i \sum_j x_j\, q_{ij}$$": rows_scaled_afterwards,
+    r"$d\,q + m$": nibbles_from_the_middle,
+    r"$p'$": "the changed probabilities",
+    r"$\sum p\,(\ln p - \ln p')$": divergence,
+    r"$q - 8$": nibbles_from_the_middle,
+    r"$$d\,q + m \;=\; d\,(q - 8) + (m + 8 d)$$": nibbles_from_the_middle,
+    r"$$W\, x \;=\; \bigl(W \operatorname{diag}(s)\bigr)\,\bigl(\operatorname{diag}(s)^{-1}\, x\bigr)$$": columns_scaled,
     # Notebook 13
     r"$$\text{logit}_a - \text{logit}_b \;=\; \Big(e + \sum_{l} \big(f_l + \sum_{h} a_{l,h}\big)\Big) \cdot \frac{g \odot (W_a - W_b)}{\sqrt{\operatorname{mean}(x^2) + \varepsilon}}$$": lead_in_parts,
     r"$$\text{share} \;=\; \frac{m - m_{\text{patched}}}{m - m'}$$": share_of_the_way,
@@ -567,6 +626,24 @@ J_\ell =\ & \operatorname{mean}_{\text{texts},\, t'} \textstyle\sum_{t \le t'} \
 && [\text{dim},\ \text{dim}]
 \end{aligned}
 $$""": two_lenses,
+    # Notebook 15
+    r"$$\text{seconds} \;\ge\; \max\left(\frac{m}{\text{bytes a second}},\ \frac{o}{\text{operations a second}}\right)$$": under_a_roof,
+    r"$o / m$": under_a_roof,
+    r"$2r$": under_a_roof,
+    r"$2r / b$": under_a_roof,
+    r"$$\text{tokens a second} \;\le\; \frac{\text{bytes a second}}{\text{bytes for a token}}$$": bandwidth,
+    r"""$$
+\begin{aligned}
+\text{seconds} &\ge \max\left(\frac{m}{\text{bytes a second}},\ \frac{o}{\text{operations a second}}\right)
+&& \text{any step} \\
+\frac{o}{m} &\approx \frac{2r}{b}
+&& \text{few rows} \\
+w &\approx d\,q + m
+&& \text{a weight of a group} \\
+\text{tokens a second} &\le \frac{\text{bytes a second}}{\text{bytes of the matrices} + \text{bytes of the cache}}
+&& \text{one text}
+\end{aligned}
+$$""": under_a_roof,
 }
 # Names of things, and shapes: what a formula says of them, the text says, too.
 PLAIN = re.compile(

@@ -26,7 +26,9 @@ APPROVED = Path(__file__).with_name("inventory.json")
 HOSTS = {
     "aclanthology.org",
     "arxiv.org",
+    "bssw.io",
     "cdn.openai.com",
+    "crd.lbl.gov",
     "docs.pytorch.org",
     "docs.vllm.ai",
     "en.wikipedia.org",

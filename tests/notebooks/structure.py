@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 
 from llama3_scratch.readback import fingerprint
 
-TAGS = {"answers", "check", "exercise", "guess", "nbval-check-output", "nbval-ignore-output", "own-model"}
+TAGS = {"answers", "check", "exercise", "guess", "nbval-check-output", "nbval-ignore-output", "own-model", "timed"}
 ASKS = re.compile("🤔 ")
 FILES = {int(path.stem[:2]): path for path in NOTEBOOKS}
 
@@ -60,6 +60,8 @@ def wrong_order(notebook: NotebookNode, path: Path) -> Iterator[str]:
 def wrong_tags(notebook: NotebookNode, path: Path) -> Iterator[str]:
     for cell in notebook.cells:
         yield from (f"{cell.id}: a tag {tag!r}" for tag in set(tags(cell)) - TAGS)
+        if "timed" in tags(cell) and ("nbval-ignore-output" not in tags(cell) or cell.outputs):
+            yield f"{cell.id}: what it measures is stored, or compared"
     turns = [(cell.id, tag) for cell in notebook.cells for tag in tags(cell) if tag in ("exercise", "check")]
     for place, (name, tag) in enumerate(turns):
         if tag != ("exercise", "check")[place % 2]:

@@ -51,6 +51,20 @@ def test_one_that_fails_fails_the_run_is_not_stored_and_the_others_still_run(her
     assert "1_bad.ipynb" in err and "2_good" not in err
 
 
+def test_what_a_timed_cell_shows_is_read_and_not_stored(here, monkeypatch):
+    """Its time is of one machine. The page of a run has it; the file has the other cells' outputs."""
+    timed = nbformat.v4.new_code_cell("print('3 ms')", metadata={"tags": ["timed", "nbval-ignore-output"]})
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print('always')"), timed])
+    nbformat.write(book, here / "1.ipynb")
+    shown = []
+    monkeypatch.setattr(runner.pages, "write", lambda pages, *_: shown.append(pages[0].notebook.cells[1].outputs))
+    assert run(here / "1.ipynb") == run(here / "1.ipynb", store=True) == 0
+    assert shown[0][0].text == "3 ms\n"
+    first, second = json.loads((here / "1.ipynb").read_text())["cells"]
+    assert first["outputs"][0]["text"] == ["always\n"]
+    assert second["outputs"] == [] and second["execution_count"] == 2
+
+
 def test_two_run_side_by_side_where_there_is_room_for_both(here, monkeypatch, capsys):
     """The first waits for what the second writes; they are told in their order."""
     wait = (

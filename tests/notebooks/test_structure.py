@@ -75,6 +75,7 @@ STEPS = {
         "functional.scaled_dot_product_attention(",
     ],
     "14_lenses": ["logit_lens(", "jacobian_lens(", "functional.forward(", "jvp("],
+    "15_small_and_fast": ["get_total_flops()", "logits.amax(-1)", "generate_by_lookup("],
 }
 
 
