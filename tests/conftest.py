@@ -12,15 +12,15 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
+import sys
 from functools import cache
 
 import pytest
-from helpers import SMOLLM2_STEPS, SPECIALS_FIRST, trained
 from hypothesis import settings
 
-from llama3_scratch import Tokenizer, load_checkpoint
-from llama3_scratch.loading import mapped, tiny
-from llama3_scratch.loading.fetch import LLAMA3_TOKENIZER, fetch
+# What imports torch is imported in the fixtures: the process that hands out the tests to workers needs none of it.
+# Notebooks' schema has no addresses; jsonschema, which could check them, would build a grammar for 1.5 s.
+sys.modules["rfc3987_syntax"] = None
 
 # The same examples on every run: a red run can be repeated. No deadline: a busy machine is not a fault.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -28,26 +28,39 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first, so that the last worker does not run alone for a minute."""
-    first = ("test_notebooks.py", "test_faults.py", "test_pages.py")
-    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
+    """The longest first, so that no worker runs alone at the end. xdist deals out the list in halves, of which the
+    later tests are taken over by whoever is done: so both halves begin with notebooks.
+    """
+    notebooks = [item for item in items if item.path.name == "test_notebooks.py"]
+    others = [item for item in items if item.path.name != "test_notebooks.py"]
+    first = ("test_faults.py", "test_pages.py")
+    others.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
+    middle = max(0, len(items) // 2 - len(notebooks[::2]))
+    items[:] = notebooks[::2] + others[:middle] + notebooks[1::2] + others[middle:]
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """Name -> folder of a tiny checkpoint made by this run, since those in checkpoints/ may be an older version's."""
+    from llama3_scratch.loading import tiny
+
     home = tmp_path_factory.mktemp("tiny")
     return cache(lambda name: tiny.make_tiny(name, home / name))
 
 
 @pytest.fixture(scope="session")
 def smollm2():
+    from llama3_scratch import load_checkpoint
+
     return load_checkpoint("smollm2-135m")
 
 
 @pytest.fixture(scope="session")
 def llama3():
     """The tokenizer of Llama 3, on Meta's own file."""
+    from llama3_scratch import Tokenizer
+    from llama3_scratch.loading.fetch import LLAMA3_TOKENIZER, fetch
+
     return Tokenizer(fetch(LLAMA3_TOKENIZER) / "tokenizer.model")
 
 
@@ -60,11 +73,15 @@ def folder(tiny_folder, tmp_path):
 @pytest.fixture
 def every_file_is_large(monkeypatch):
     """Every file is mapped read-only, as those of more than 4 GiB are."""
+    from llama3_scratch.loading import mapped
+
     monkeypatch.setattr(mapped, "COPY_ON_WRITE_BYTES", 0)
 
 
 @pytest.fixture(scope="session")
 def their_tokenizer_file(tmp_path_factory):
+    from helpers import SMOLLM2_STEPS, SPECIALS_FIRST, trained
+
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     trained(SMOLLM2_STEPS, SPECIALS_FIRST, vocab_size=400).save(str(path))
     return path

@@ -34,6 +34,7 @@ MAKE = {
     "tiny": lambda target: make_tiny("tiny-ratio4", target),
     "gguf": convert,
     "file": lambda target: write_whole(target, "a line of a notebook\n" * 500_000),
+    "pieces": lambda target: write_whole(target, (b"a row of a matrix\n" * 5_000 for _ in range(100))),
 }[KIND]
 
 
@@ -58,13 +59,13 @@ def end(child):
 
 def content(target):
     """Names and hashes; hidden files, in which something is being made, are not what was asked for."""
-    files = [target] if KIND == "file" else target.glob("[!.]*")
+    files = [target] if KIND in ("file", "pieces") else target.glob("[!.]*")
     return {file.name.replace(target.name, ""): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def is_there(target):
     """Whether what a reader would open is there; it must then be whole."""
-    if not (target if KIND == "file" else target / "params.json").exists():
+    if not (target if KIND in ("file", "pieces") else target / "params.json").exists():
         assert KIND == "gguf" or not target.exists(), "half of it is there"
         return False
     assert content(target) == WHOLE
@@ -86,7 +87,10 @@ def killed_at_random_moments():
         there.append(is_there(target))
         MAKE(target)  # running it again succeeds,
         assert is_there(target)
-        if KIND != "file":  # and clears away what was left; but nothing is made, or cleared, where it was there
+        if KIND not in (
+            "file",
+            "pieces",
+        ):  # and clears away what was left; but nothing is made, or cleared, where it was there
             assert left_over(target) in ([], [".lock"] if there[-1] else [])
     return sum(there), len(there)
 
