@@ -127,8 +127,9 @@ class QuantizedLinear(nn.Module):
         "q8_0"   packed [out, in] bytes,       scales [2 in / 32, out, 2]: the upper four bits of all values, and then
                  the lower four bits of all, as if twice as many numbers: value = 16 * upper + lower
 
-    Bytes are packed for the processor (`layout`); on another kind they are packed anew at the first product. Matrices
-    of awkward sizes are filled up with zeros, in to a multiple of 32 and out to one of 64.
+    Bytes are packed for the processor (`layout`); those from another kind are packed anew when they are loaded. Results
+    have the 8 bits of bfloat16, whatever type they come in. Matrices of awkward sizes are filled up with zeros, in to a
+    multiple of 32 and out to one of 64.
     """
 
     values: Tensor
