@@ -5,11 +5,13 @@ import importlib.metadata
 import importlib.util
 import itertools
 import os
+import secrets
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .checks import DTYPES
 from .messages import CheckpointError, reason
@@ -20,6 +22,8 @@ _EXAMPLES = """examples:
   %(prog)s --checkpoint path/to/model --dtype float32 --temperature 0.7 --top-p 0.9 --seed 1 --prompt "Once upon a time"
   %(prog)s --checkpoint path/to/Meta-Llama-3-8B --quantize int4 --keep --prompt "Once upon a time"
   %(prog)s < story.txt
+several processes, on one machine or many, each with a part of the model:
+  torchrun --nproc-per-node 2 -m llama3_scratch generate --checkpoint path/to/model --prompt "The capital of France is"
 """
 
 
@@ -110,6 +114,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with --quantize: keep the result beside the model, in a folder 'quantized', where later calls open it "
         "at once",
+    )
+    write.add_argument(
+        "--parallel",
+        choices=["tensor", "pipeline"],
+        help="under torchrun, what a process has: a share of every matrix, or of the layers; default: tensor",
     )
     write.add_argument("--chat", action="store_true", help="the prompt is a message to an instruct model")
     write.add_argument(
@@ -202,27 +211,52 @@ def _prompt(options: argparse.Namespace) -> str:
 def _generate(options: argparse.Namespace) -> int:
     """The text goes to stdout as it comes, the figures to stderr."""
 
-    from . import Llama, encode_chat, generate, load_checkpoint
+    from . import Llama, generate, load_checkpoint, parallel
     from .checks import check_quantize
-    from .generation import decode_stream
     from .loading.checkpoint import open_as_stored
 
+    if parallel.launched():
+        return _generate_with_others(options)
+    if options.parallel:
+        raise ValueError(
+            f"--parallel {options.parallel} is for several processes: put 'torchrun --nproc-per-node 2 -m' before "
+            "llama3_scratch, in the place of python -m"
+        )
     prompt, dtype = _prompt(options), DTYPES.get(options.dtype)
     check_quantize(options.quantize, options.keep, dtype, None)
     checkpoint = (open_as_stored if options.quantize else load_checkpoint)(options.checkpoint, dtype)
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is None:
-        raise CheckpointError(f"{checkpoint.path}: no tokenizer.json, so there is no way to read a prompt")
-    if options.chat:
-        tokens = encode_chat(tokenizer, [{"role": "user", "content": prompt}])
-    else:
-        tokens = tokenizer.encode(prompt, bos=tokenizer.add_bos)
-    settings = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
+    tokenizer = _known(checkpoint.tokenizer, checkpoint.path)
+    tokens = _encode(tokenizer, prompt, options.chat)
     if options.quantize:
         model = Llama.from_checkpoint(options.checkpoint, dtype, quantize=options.quantize, keep=options.keep)
     else:
         model = Llama.from_checkpoint(checkpoint)
-    ids = generate(model, tokens, stop_tokens=tokenizer.stop_tokens, **settings)
+    ids = generate(model, tokens, stop_tokens=tokenizer.stop_tokens, **_settings(options))
+    _write(ids, tokenizer, prompt, len(tokens), options)
+    return 0
+
+
+def _known(tokenizer: Any, path: Path) -> Any:
+    if tokenizer is None:
+        raise CheckpointError(f"{path}: no tokenizer.json, so there is no way to read a prompt")
+    return tokenizer
+
+
+def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
+    from . import encode_chat
+
+    if chat:
+        return list(encode_chat(tokenizer, [{"role": "user", "content": prompt}]))
+    return list(tokenizer.encode(prompt, bos=tokenizer.add_bos))
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
+
+
+def _write(ids: Iterator[int], tokenizer: Any, prompt: str, count: int, options: argparse.Namespace) -> None:
+    from .generation import decode_stream
+
     times = [time.perf_counter()]  # the start, then the arrival of each token
 
     def timed() -> Iterator[int]:
@@ -234,13 +268,47 @@ def _generate(options: argparse.Namespace) -> int:
         print(piece, end="", flush=True)
     print(flush=True)
     written = len(times) - 1
-    print(f"\nread {len(tokens)} tokens, wrote {written}", end="", file=sys.stderr)
+    print(f"\nread {count} tokens, wrote {written}", end="", file=sys.stderr)
     if written > 1:
         print(
             f", {(written - 1) / (times[-1] - times[1]):.1f} tokens per second after the first", end="", file=sys.stderr
         )
         print(f" ({times[1] - times[0]:.2f} s)", end="", file=sys.stderr)
     print(file=sys.stderr)
+
+
+def _generate_with_others(options: argparse.Namespace) -> int:
+    """The same as one of several processes. What process 0 was asked for counts, and it alone writes."""
+    from . import generate, parallel
+    from .loading.checkpoint import find
+    from .loading.parts import read_vocabulary
+    from .parallel.command import speaking_as_one
+
+    tokenizer: Any = None
+
+    def job() -> tuple[list[int], Any, dict[str, Any]]:
+        nonlocal tokenizer
+        path = find(options.checkpoint)
+        tokenizer = _known(read_vocabulary(path, model.params.whole), path)
+        settings = _settings(options)
+        if settings["seed"] is None:
+            settings["seed"] = secrets.randbits(62)  # the same for all
+        return _encode(tokenizer, prompt, options.chat), tokenizer.stop_tokens, settings
+
+    with speaking_as_one():
+        parallel.join()
+        if options.quantize:
+            raise ValueError("--quantize is for one process: leave it out, or start without torchrun")
+        prompt = parallel.from_first(lambda: _prompt(options))
+        model: Any = parallel.load(options.checkpoint, options.parallel or "tensor", DTYPES.get(options.dtype))
+        tokens, stop_tokens, settings = parallel.from_first(job)
+        ids = generate(model, tokens, stop_tokens=stop_tokens, **settings)
+        if parallel.rank() == 0:
+            _write(ids, tokenizer, prompt, len(tokens), options)
+        else:
+            for _ in ids:
+                pass
+        parallel.leave()
     return 0
 
 

@@ -80,7 +80,7 @@ def load_checkpoint(
     (In larger ones, where looking takes long, `functional.forward` and `generate` name them once they show.) Raises
     ValueError for a dtype or device that cannot be used.
     """
-    dtype = _dtype_of_the_environment() if dtype is None else dtype
+    dtype = dtype_of_the_environment() if dtype is None else dtype
     check_dtype_and_device(dtype, device)
     checkpoint = open_as_stored(path_or_name, dtype)
     elsewhere = device is not None and torch.device(device).type != "cpu"
@@ -92,25 +92,35 @@ def load_checkpoint(
 def open_as_stored(path_or_name: str | Path | None = None, dtype: torch.dtype | None = None) -> Checkpoint:
     """The same, in the type of the file, whatever LLAMA3_DTYPE says; `dtype` decides where there are several types."""
     folder = find(path_or_name)
-    if not folder.is_dir():
+    kind = layout(folder)
+    if kind == "gguf":
         return _open_gguf(folder)
-    names = list_folder(folder)
     tokenizer: Tokenizer | None
-    if names & {PARAMS_NAME, WEIGHTS_NAME}:
+    if kind == "meta":
         params = meta.read_params(folder / PARAMS_NAME)
         weights, read_only = meta.read_weights(folder, params, dtype)
         tokenizer = Tokenizer(folder / VOCABULARY_NAME)
-    elif CONFIG_NAME in names:
+    else:
         params = huggingface.read_params(folder)
         weights, read_only = huggingface.read_weights(folder, params, dtype)
-        tokenizer = _huggingface_tokenizer(folder, names)
-    elif other := other_format(folder, names):
-        raise CheckpointError(f"{folder / other[0]}: {other[1]}")
-    else:
-        raise CheckpointError(f"{folder / PARAMS_NAME}: not found. {where_to_look(folder)}")
+        tokenizer = huggingface_tokenizer(folder, list_folder(folder))
     if tokenizer:
-        _check_rows(tokenizer, params)
+        check_rows(tokenizer, params)
     return Checkpoint(params, weights, tokenizer, folder, read_only)
+
+
+def layout(path: Path) -> str:
+    """How a checkpoint is laid out: "meta", "huggingface", or "gguf" for a file. Raises CheckpointError for others."""
+    if not path.is_dir():
+        return "gguf"
+    names = list_folder(path)
+    if names & {PARAMS_NAME, WEIGHTS_NAME}:
+        return "meta"
+    if CONFIG_NAME in names:
+        return "huggingface"
+    if other := other_format(path, names):
+        raise CheckpointError(f"{path / other[0]}: {other[1]}")
+    raise CheckpointError(f"{path / PARAMS_NAME}: not found. {where_to_look(path)}")
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -118,7 +128,7 @@ def _open_gguf(path: Path) -> Checkpoint:
 
     params, weights = read_model(path)
     tokenizer = Tokenizer(path)
-    _check_rows(tokenizer, params)
+    check_rows(tokenizer, params)
     return Checkpoint(params, weights, tokenizer, path)
 
 
@@ -209,7 +219,8 @@ def find(path_or_name: str | Path | None = None) -> Path:
     )
 
 
-def _huggingface_tokenizer(folder: Path, names: Collection[str]) -> Tokenizer | None:
+def huggingface_tokenizer(folder: Path, names: Collection[str]) -> Tokenizer | None:
+    """The tokenizer of a folder in their layout, with these files in it; None, with a warning, if there is none."""
     for name in (TOKENIZER_JSON_NAME, VOCABULARY_NAME, f"original/{VOCABULARY_NAME}"):
         if name in names or os.path.isfile(folder / name):  # in names: also a link that leads nowhere, to be reported
             return Tokenizer(folder / name)
@@ -217,7 +228,7 @@ def _huggingface_tokenizer(folder: Path, names: Collection[str]) -> Tokenizer | 
     return None
 
 
-def _check_rows(tokenizer: Tokenizer, params: ModelArgs) -> None:
+def check_rows(tokenizer: Tokenizer, params: ModelArgs) -> None:
     """Compare the size of the vocabulary with the rows of the embeddings."""
     count, rows, name = tokenizer.vocab_size, params.vocab_size, tokenizer.path.name
     beyond = [token for token, id in tokenizer.special_tokens.items() if id >= rows]
@@ -233,7 +244,8 @@ def _check_rows(tokenizer: Tokenizer, params: ModelArgs) -> None:
         warnings.warn(f"{name}: {told}; if the file was cut off, download it again", stacklevel=3)
 
 
-def _dtype_of_the_environment() -> torch.dtype | None:
+def dtype_of_the_environment() -> torch.dtype | None:
+    """The type that LLAMA3_DTYPE asks for, if it does."""
     name = os.environ.get(DTYPE_VARIABLE)
     if name and name not in DTYPES:
         raise CheckpointError(f"{DTYPE_VARIABLE} is {short(name)}; it must be one of {', '.join(DTYPES)}")

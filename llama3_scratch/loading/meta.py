@@ -46,7 +46,7 @@ def read_weights(
     several types become one: `dtype`, or the widest.
     """
     paths = shard_paths(folder)
-    stored, read_only = zip(*(_read_shard(path, params, len(paths)) for path in paths), strict=True)
+    stored, read_only = zip(*(read_shard(path, params, len(paths)) for path in paths), strict=True)
     tensors = {(i, key): tensor for i, shard in enumerate(stored) for key, tensor in shard.items()}
     tensors = in_one_type(paths[0], tensors, dtype)
     shards = [{key: tensors[i, key] for key in shard} for i, shard in enumerate(stored)]
@@ -93,9 +93,14 @@ def shard_shape(key: str, shape: tuple[int, ...], shards: int) -> tuple[int, ...
     return tuple(n // shards if i == dim else n for i, n in enumerate(shape))
 
 
+def shards_in(folder: Path) -> list[str]:
+    """The names of the files of the weights, one or more, that are in a folder."""
+    return fnmatch.filter(list_folder(folder), SHARD_PATTERN)
+
+
 def shard_paths(folder: Path) -> list[Path]:
     """The files of the weights, in order. Raises CheckpointError where one is missing."""
-    found = fnmatch.filter(list_folder(folder), SHARD_PATTERN)
+    found = shards_in(folder)
     expected = [SHARD_NAME.format(i) for i in range(len(found) or 1)]
     for name in expected:
         if name not in found:
@@ -103,7 +108,8 @@ def shard_paths(folder: Path) -> list[Path]:
     return [folder / name for name in expected]
 
 
-def _read_shard(path: Path, params: ModelArgs, shards: int) -> tuple[dict[str, Tensor], bool]:
+def read_shard(path: Path, params: ModelArgs, shards: int) -> tuple[dict[str, Tensor], bool]:
+    """One of so many files, checked by itself: its tensors, and whether they are mapped read-only."""
     weights, read_only = read_pth(path)
     weights.pop("rope.freqs", None)  # Llama 1 stored its frequencies
     whole = params.weight_shapes()
