@@ -264,9 +264,11 @@ def _write(ids: Iterator[int], tokenizer: Any, prompt: str, count: int, options:
             times.append(time.perf_counter())
             yield id
 
-    for piece in itertools.chain([] if options.chat else [prompt], decode_stream(timed(), tokenizer)):
-        print(piece, end="", flush=True)
-    print(flush=True)
+    try:
+        for piece in itertools.chain([] if options.chat else [prompt], decode_stream(timed(), tokenizer)):
+            print(piece, end="", flush=True)
+    finally:
+        print(flush=True)  # what follows, an error perhaps, has a line of its own
     written = len(times) - 1
     print(f"\nread {count} tokens, wrote {written}", end="", file=sys.stderr)
     if written > 1:

@@ -20,6 +20,7 @@ from .checkpoint import check_rows, huggingface_tokenizer, layout
 from .files import PARAMS_NAME, SHARD_NAME, VOCABULARY_NAME, list_folder
 from .gguf_file import Blocks
 from .mapped import in_one_type
+from .pth import read_pth
 
 Cut = tuple[str, int | None, list[tuple[int, int]]]  # name, dimension (None: all of it), from and to
 Piece = Tensor | Blocks
@@ -65,6 +66,17 @@ def read_vocabulary(path: Path, params: ModelArgs) -> Tokenizer | None:
 def shard_names(path: Path) -> list[str]:
     """The files of Meta's layout that are on this machine; with several machines, others may be on others."""
     return sorted(meta.shards_in(path)) if path.is_dir() and layout(path) == "meta" else []
+
+
+def count_shards(path: Path, params: ModelArgs) -> int:
+    """How many files of Meta's layout there must be, by the shape of what is in the first of this machine; 0 if none
+    is here, or it does not tell.
+    """
+    names = shard_names(path)
+    if not names:
+        return 0
+    found = read_pth(path / names[0])[0].get("tok_embeddings.weight", torch.empty(0))
+    return params.vocab_size // len(found) if len(found) and params.vocab_size % len(found) == 0 else 0
 
 
 def read_part(

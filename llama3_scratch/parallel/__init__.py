@@ -86,7 +86,9 @@ def load(path_or_name: str | Path | None = None, how: str = "tensor", dtype: tor
     for number, (_, others, _, _) in enumerate(found):
         _check_sizes(number, others, found[0][1])
     part = part_of(params, how, rank(), size())
-    shards = _count_shards({name for _, _, names, _ in found for name in names})
+    shards = _count_shards(
+        {name for _, _, names, _ in found for name in names}, all_or_none(lambda: parts.count_shards(path, params))
+    )
     weights: dict[str, torch.Tensor] = {}
 
     def take() -> tuple[dict[str, str], torch.dtype]:
@@ -152,14 +154,15 @@ def _check_sizes(number: int, theirs: ModelArgs, first: ModelArgs) -> None:
         )
 
 
-def _count_shards(names: set[str]) -> int:
-    """How many files Meta's layout has, on all machines together."""
-    for i in range(len(names)):
+def _count_shards(names: set[str], told: list[int]) -> int:
+    """How many files Meta's layout has, by their names on all machines together, and by what is in them."""
+    count = max(len(names), *told, 1)
+    for i in range(count if names else 0):
         if SHARD_NAME.format(i) not in names:
             raise CheckpointError(
-                f"{SHARD_NAME.format(i)}: not found on any machine, and their numbers must have no gap; download it"
+                f"{SHARD_NAME.format(i)}: not found on any machine, and there must be {count} files; download it"
             )
-    return len(names) or 1
+    return count
 
 
 def _check_same_files(told: list[tuple[dict[str, str], torch.dtype]], dtype: torch.dtype | None) -> None:

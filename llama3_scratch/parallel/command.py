@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from . import group
 
@@ -15,12 +17,9 @@ from . import group
 def speaking_as_one() -> Iterator[None]:
     """Around a command. An error that is raised in every process is told by the first of each machine, and the others
     end with the same status, 2, and no word; of warnings, those of process 0 are shown.
-
-    torchrun asks the processes that are left to end once one has (SIGTERM). If none has said why, they say that.
     """
-    before = signal.signal(signal.SIGTERM, _ended_by_torchrun)
     try:
-        with warnings.catch_warnings():
+        with _ending_when_told(), warnings.catch_warnings():
             if os.environ.get("RANK") != "0":
                 warnings.simplefilter("ignore")
             yield
@@ -32,11 +31,32 @@ def speaking_as_one() -> Iterator[None]:
         if group.first_to_say("the end"):
             raise
         raise SystemExit(0 if group.noted("enough") else 2) from None
+
+
+@contextmanager
+def _ending_when_told() -> Iterator[None]:
+    """When torchrun asks this process to end (SIGTERM), end at once, and say why if nobody has.
+
+    A thread listens: Python's own handlers wait until torch comes back, which may be waiting for what is never sent.
+    """
+    listening, told = socket.socketpair()
+    told.setblocking(False)
+
+    def listen() -> None:
+        while (number := listening.recv(1)) not in (b"", bytes([signal.SIGTERM])):
+            pass  # another signal, which Python takes care of
+        if number:
+            if group.first_to_say("the end"):
+                print("stopped: another process has ended, or somebody asked for it", file=sys.stderr, flush=True)
+            else:
+                time.sleep(1)  # it may be this one that is about to say why
+            os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=listen, daemon=True).start()
+    handler, wakeup = signal.signal(signal.SIGTERM, lambda *_: None), signal.set_wakeup_fd(told.fileno())
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _ended_by_torchrun(number: int, frame: FrameType | None) -> None:
-    if group.first_to_say("the end"):
-        print("stopped, since another process has ended or somebody asked for it", file=sys.stderr, flush=True)
-    os._exit(128 + number)  # at once: others may wait for what is never sent
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, handler)
+        told.close()

@@ -5,11 +5,15 @@ on. torch.distributed does the work, over gloo, or over nccl where every process
 import contextlib
 import os
 import pickle
+import re
 import socket
+import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoResult
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -58,7 +62,7 @@ def join() -> None:
         )
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
-        store, rank, size = next(iter(rendezvous("env://", timeout=_CONNECT)))
+        store, rank, size = _in_time(lambda: next(iter(rendezvous("env://", timeout=_CONNECT))))
         dist.init_process_group(_backend(), store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError, OSError) as e:  # torch's DistError is a RuntimeError
         if "EADDRINUSE" in str(e) or "address already in use" in str(e):
@@ -72,6 +76,23 @@ def join() -> None:
         ) from e
     if torch.cuda.is_available() and dist.get_backend() != "gloo":
         torch.cuda.set_device(device())
+
+
+def _in_time(work: Callable[[], T]) -> T:
+    """What `work` gives. torch waits for ever for an answer of a program that took the port and is no process 0."""
+    with_result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            with_result.set_result(work())
+        except BaseException as e:
+            with_result.set_exception(e)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return with_result.result((_CONNECT + timedelta(seconds=5)).total_seconds())
+    except NoResult as e:
+        raise RuntimeError("what answers there is not process 0") from e
 
 
 def _backend() -> str:
@@ -125,7 +146,8 @@ def _together() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return reason(error).partition(". This is")[0][-120:]
+    """What torch says, without the place in its source and what it guesses."""
+    return re.sub(r"^\[[^]]*/[^]]*\] ", "", reason(error)).partition(". This is")[0][:120]
 
 
 # What passes between the processes
