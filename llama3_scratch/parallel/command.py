@@ -27,8 +27,10 @@ def speaking_as_one() -> Iterator[None]:
         group.note("enough")
         group.first_to_say("the end")
         raise
-    except (ValueError, OSError):
+    except (ValueError, OSError) as e:
         if group.first_to_say("the end"):
+            if isinstance(e, ConnectionError):
+                print(file=sys.stderr)  # process 0's text may have stopped in the middle of a line
             raise
         raise SystemExit(0 if group.noted("enough") else 2) from None
 

@@ -42,6 +42,7 @@ class _Wire:
 
 
 _wire = _Wire()
+_board: Any = None  # texts under names, which torchrun keeps for all
 
 
 def launched() -> bool:
@@ -53,6 +54,7 @@ def join() -> None:
     """Meet the other processes, unless that is done. Raises ValueError if torchrun did not start this one,
     ConnectionError if the others cannot be met.
     """
+    global _board
     if dist.is_initialized():
         return
     if not launched():
@@ -63,6 +65,7 @@ def join() -> None:
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
         store, rank, size = _in_time(lambda: next(iter(rendezvous("env://", timeout=_CONNECT))))
+        _board = dist.distributed_c10d.PrefixStore("llama3_scratch", store)
         dist.init_process_group(_backend(), store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError, OSError) as e:  # torch's DistError is a RuntimeError
         if "EADDRINUSE" in str(e) or "address already in use" in str(e):
@@ -255,31 +258,28 @@ def from_first(work: Callable[[], T]) -> T:
 
 
 def first_to_say(what: str) -> bool:
-    """Whether no other process of this machine has said it; True, too, where nobody can be asked any more."""
+    """Whether no other process of this machine has said it. Where they have not met, or nobody can be asked any more,
+    it is the machine's first process that speaks.
+    """
     machine = os.environ.get("GROUP_RANK") or socket.gethostname()
     try:
-        return int(_store().add(f"{machine}/{what}", 1)) == 1
-    except (RuntimeError, ValueError):
-        return True
+        return int(_board.add(f"{machine}/{what}", 1)) == 1
+    except (AttributeError, RuntimeError):
+        return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def note(what: str) -> None:
     """Tell all, now or later, without their having to listen."""
-    with contextlib.suppress(RuntimeError, ValueError):
-        _store().set(what, "noted")
+    with contextlib.suppress(AttributeError, RuntimeError):
+        _board.set(what, "noted")
 
 
 def noted(what: str) -> bool:
     """Whether somebody has noted that."""
     try:
-        return bool(_store().check([what]))
-    except (RuntimeError, ValueError):
+        return bool(_board.check([what]))
+    except (AttributeError, RuntimeError):
         return False
-
-
-def _store() -> Any:
-    """What torchrun keeps for all processes: texts under names."""
-    return dist.distributed_c10d.PrefixStore("llama3_scratch", dist.distributed_c10d._get_default_store())
 
 
 # A slow wire, for trying things out
