@@ -31,6 +31,8 @@ T = TypeVar("T")
 _SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _CONNECT = timedelta(seconds=60)  # for process 0 to answer; what comes later has torch's half an hour
 
+_LOST = re.compile("connect|closed|timed out|socket|broken pipe|peer|nccl", re.IGNORECASE)  # in what gloo says
+
 sent: Counter[str] = Counter()
 """Bytes that this process has sent, by kind, as the usual ways send them (a ring, for sums and gathers)."""
 
@@ -129,18 +131,13 @@ def size() -> int:
     return dist.get_world_size()
 
 
-def name() -> str:
-    """This process, for a message."""
-    return f"process {rank()} of {size()} on {socket.gethostname()}"
-
-
 @contextmanager
 def _together() -> Iterator[None]:
     """Around everything that waits for others: if one of them has ended, so must this one."""
     try:
         yield
     except RuntimeError as e:
-        if "tensor" in str(e) and "onnect" not in str(e):  # ours: a wrong shape, say
+        if not isinstance(e, dist.DistError) and not _LOST.search(str(e)):
             raise
         raise ConnectionError(
             f"one of the other processes ({size()} in all) has ended, so this one ends, too: was it stopped, or was "
