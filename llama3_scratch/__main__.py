@@ -11,10 +11,10 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .checks import DTYPES
-from .messages import CheckpointError, reason
+from .messages import CheckpointError, reason, sentence
 
 _EXAMPLES = """examples:
   %(prog)s --prompt "The capital of France is"
@@ -22,7 +22,6 @@ _EXAMPLES = """examples:
   %(prog)s --checkpoint path/to/model --dtype float32 --temperature 0.7 --top-p 0.9 --seed 1 --prompt "Once upon a time"
   %(prog)s --checkpoint path/to/Meta-Llama-3-8B --quantize int4 --keep --prompt "Once upon a time"
   %(prog)s < story.txt
-several processes, on one machine or many, each with a part of the model:
   torchrun --nproc-per-node 2 -m llama3_scratch generate --checkpoint path/to/model --prompt "The capital of France is"
 """
 
@@ -44,8 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as e:  # CheckpointError is a ValueError
-        filename = getattr(e, "filename", None)
-        print(f"{filename}: {reason(e)}" if filename else e, file=sys.stderr)
+        print(sentence(e), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = "" if options.command == "generate" else "; to go on, run the same command again"
@@ -59,9 +57,17 @@ def command_line() -> None:
     sys.exit(main())
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # of a machine's processes under torchrun, the first one tells it
+            time.sleep(3)  # who ends first ends all
+            raise SystemExit(2)
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
     program = "llama3-scratch" if Path(sys.argv[0]).stem == "llama3-scratch" else "python -m llama3_scratch"
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=program,
         description="Llama 3 from scratch: fetch the small model, run the notebooks, let a model write.",
         epilog=f"'{program} COMMAND --help' says more of each.",
@@ -186,8 +192,8 @@ def _lab(options: argparse.Namespace) -> int:
         raise ValueError("notebooks need jupyterlab, which is not installed: pip install '.[notebooks]' brings it")
     root = lab.find_root()
     first_time = not (root / lab.FOLDER).exists()
-    for sentence in lab.copy_notebooks(root):
-        print(sentence)
+    for line in lab.copy_notebooks(root):
+        print(line)
     copies = sorted(path.name for path in (root / lab.FOLDER).glob("*.ipynb"))
     place = f"{lab.FOLDER}/{copies[0]}" if first_time else lab.FOLDER
     return lab.open_lab(root, place, options.others)
@@ -280,7 +286,7 @@ def _write(ids: Iterator[int], tokenizer: Any, prompt: str, count: int, options:
 
 
 def _generate_with_others(options: argparse.Namespace) -> int:
-    """The same as one of several processes. What process 0 was asked for counts, and it alone writes."""
+    """The same as one of several processes. The prompt and the settings are process 0's, and it alone writes."""
     from . import generate, parallel
     from .loading.checkpoint import find
     from .loading.parts import read_vocabulary
@@ -304,7 +310,7 @@ def _generate_with_others(options: argparse.Namespace) -> int:
         prompt = parallel.from_first(lambda: _prompt(options))
         model: Any = parallel.load(options.checkpoint, options.parallel or "tensor", DTYPES.get(options.dtype))
         tokens, stop_tokens, settings = parallel.from_first(job)
-        ids = generate(model, tokens, stop_tokens=stop_tokens, **settings)
+        ids = parallel.in_the_same_words(generate(model, tokens, stop_tokens=stop_tokens, **settings), model)
         if parallel.rank() == 0:
             _write(ids, tokenizer, prompt, len(tokens), options)
         else:

@@ -23,6 +23,12 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split())[:200]
 
 
+def sentence(error: BaseException) -> str:
+    """What went wrong, as it is told to whoever gave the command, with the name of the file if the error has one."""
+    filename = getattr(error, "filename", None)
+    return f"{filename}: {reason(error)}" if filename else str(error)
+
+
 def short(value: object) -> str:
     """A value, for a message: one line of at most 100 characters."""
     text = " ".join(_REPR.repr(value).split())

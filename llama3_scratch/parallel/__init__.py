@@ -12,6 +12,8 @@ four or five modules in which a part differs from a whole model, group.py all th
 """
 
 import hashlib
+import warnings
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from .group import (
     device,
     exchange,
     from_first,
+    has_gpus,
     join,
     launched,
     leave,
@@ -49,6 +52,7 @@ __all__ = [
     "PartArgs",
     "cuts",
     "from_first",
+    "in_the_same_words",
     "join",
     "launched",
     "leave",
@@ -60,7 +64,9 @@ __all__ = [
     "slow_wire",
 ]
 
-_NORMS_DIFFER = 0.1  # of their length: far more than those of one model's shards do, less than those of two models
+_NORMS_DIFFER = (
+    0.1  # of their length, which tells models apart, but not one from what was made of it by a little training
+)
 
 
 def load(path_or_name: str | Path | None = None, how: str = "tensor", dtype: torch.dtype | None = None) -> Llama:
@@ -82,9 +88,11 @@ def load(path_or_name: str | Path | None = None, how: str = "tensor", dtype: tor
     _check_versions(how)
     # Each step is taken by all processes or by none: if it fails in one, all raise its error.
     found = all_or_none(lambda: _look(path_or_name, dtype))
-    path, params, _, dtype = found[rank()]
-    for number, (_, others, _, _) in enumerate(found):
-        _check_sizes(number, others, found[0][1])
+    name, params, _, dtype = found[rank()]
+    path = Path(name)
+    for number, (_, sizes, _, theirs) in enumerate(found):
+        _check_sizes(number, sizes, found[0][1])
+        _check_told(number, theirs, found[0][3])
     part = part_of(params, how, rank(), size())
     shards = _count_shards(
         {name for _, _, names, _ in found for name in names}, all_or_none(lambda: parts.count_shards(path, params))
@@ -103,38 +111,62 @@ def load(path_or_name: str | Path | None = None, how: str = "tensor", dtype: tor
     if how == "tensor":
         _take_first_norms(weights)
     model: Any = empty_model(lambda _: empty_part(part), part)
+    model.requires_grad_(False)  # or what is mapped moves to memory
     model.load_state_dict(weights, assign=True)
     if how == "tensor" and weights["output.weight"].data_ptr() == weights["tok_embeddings.weight"].data_ptr():
         model.output.weight = model.tok_embeddings.weight
     for name, buffer in list(model.named_buffers()):  # a type and a device, and no numbers
         module: Any = model.get_submodule(name.rpartition(".")[0])
         module.weight = torch.empty(buffer.shape, dtype=next(iter(weights.values())).dtype)
-    loaded: Llama = model.requires_grad_(False).to(device())
+    loaded: Llama = model.to(device())
     return loaded
 
 
-def _look(path_or_name: Any, dtype: Any) -> tuple[Path, ModelArgs, list[str], torch.dtype | None]:
+def in_the_same_words(ids: Iterator[int], model: Llama) -> Iterator[int]:
+    """What `generate` yields in every process. A weight that is NaN is known to one, which has it under a name of its
+    own part; here it gets its name in the files, and all raise that.
+    """
+    try:
+        yield from ids
+    except ValueError as e:
+        names_a_weight, text = isinstance(e, CheckpointError), str(e)
+        if names_a_weight:
+            key, _, rest = text.partition(" ")
+            text = f"{cuts(model.params).get(key, (key,))[0]} {rest}"  # type: ignore[arg-type]
+        raise CheckpointError(min(exchange((not names_a_weight, text)))[1]) from e
+
+
+def _look(path_or_name: Any, dtype: Any) -> tuple[str, ModelArgs, list[str], torch.dtype | None]:
     """Before anything is opened: where the checkpoint is, its sizes, its shards on this machine, the type to use."""
     dtype = dtype_of_the_environment() if dtype is None else dtype
     check_dtype_and_device(dtype, None)
     path = find(path_or_name)
-    return path, parts.read_sizes(path), parts.shard_names(path), dtype
+    return str(path), parts.read_sizes(path), parts.shard_names(path), dtype
 
 
 def _check_versions(how: str) -> None:
     if how not in WAYS:
         raise ValueError(f"how must be one of {', '.join(WAYS)}, not {how!r}")
-    told = exchange((_source(), torch.__version__.partition("+")[0], how))
-    for number, (source, version, theirs) in enumerate(told):
-        if source != told[0][0]:
+    told = exchange((_source(), torch.__version__.partition("+")[0], how, has_gpus()))
+    first = told[0]
+    for number, (source, version, theirs, gpus) in enumerate(told):
+        if source != first[0]:
             raise ValueError(
                 f"process {number} runs another version of llama3_scratch than process 0: install the same on all "
                 "machines"
             )
-        if version != told[0][1]:
-            raise ValueError(f"process {number} has torch {version}, process 0 {told[0][1]}: install the same on all")
-        if theirs != told[0][2]:
-            raise ValueError(f"process {number} was told {theirs}, process 0 {told[0][2]}: start all in the same way")
+        if version != first[1]:
+            raise ValueError(f"process {number} has torch {version}, process 0 {first[1]}: install the same on all")
+        _check_told(number, theirs, first[2])
+        if gpus != first[3]:
+            raise ValueError(f"process {number if gpus else 0} has a GPU of its own and another has none: all must")
+    if torch.cuda.is_available() and not first[3]:
+        warnings.warn("fewer GPUs than processes on this machine: all compute on the CPU", stacklevel=3)
+
+
+def _check_told(number: int, theirs: Any, first: Any) -> None:
+    if theirs != first:
+        raise ValueError(f"process {number} was told {theirs}, process 0 {first}: start all in the same way")
 
 
 def _source() -> str:
@@ -202,9 +234,13 @@ def _take_first_norms(weights: dict[str, torch.Tensor]) -> None:
 
 
 def _copying(weights: dict[str, torch.Tensor], dtype: torch.dtype | None) -> Any:
-    """The weights, in another type if one is asked for, and one at a time."""
+    """The weights, in another type if one is asked for, and one at a time; what has two names is converted once."""
+    done: dict[Any, torch.Tensor] = {}
     for key in progress(weights, "weights") if rank() == 0 else weights:
-        yield key, weights[key] if dtype is None else weights[key].to(dtype)
+        tensor = weights[key]
+        same = tensor.data_ptr(), tensor.shape, tensor.stride()
+        done[same] = done.get(same, tensor if dtype is None else tensor.to(dtype))
+        yield key, done[same]
 
 
 def _frozen(tensor: torch.Tensor) -> nn.Parameter:

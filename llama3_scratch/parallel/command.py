@@ -9,7 +9,9 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
+from ..messages import reason, sentence
 from . import group
 
 
@@ -18,21 +20,31 @@ def speaking_as_one() -> Iterator[None]:
     """Around a command. An error that is raised in every process is told by the first of each machine, and the others
     end with the same status, 2, and no word; of warnings, those of process 0 are shown.
     """
-    try:
-        with _ending_when_told(), warnings.catch_warnings():
-            if os.environ.get("RANK") != "0":
-                warnings.simplefilter("ignore")
-            yield
-    except BrokenPipeError:  # whoever reads process 0's text has seen enough of it: no failure
-        group.note("enough")
-        group.first_to_say("the end")
-        raise
-    except (ValueError, OSError) as e:
-        if group.first_to_say("the end"):
-            if isinstance(e, ConnectionError):
-                print(file=sys.stderr)  # process 0's text may have stopped in the middle of a line
+    with _ending_when_told():  # also while one of them says why
+        try:
+            with warnings.catch_warnings():
+                if os.environ.get("RANK") != "0":
+                    warnings.simplefilter("ignore")
+                yield
+        except BrokenPipeError:  # whoever reads process 0's text has seen enough of it: no failure
+            group.note("enough")
+            group.first_to_say("the end")
             raise
-        raise SystemExit(0 if group.noted("enough") else 2) from None
+        except (ValueError, OSError) as e:
+            # Process 0's text may have stopped in the middle of a line.
+            _end(2, f"\n{sentence(e)}" if isinstance(e, ConnectionError) else sentence(e))
+        except KeyboardInterrupt:
+            _end(130, "\ninterrupted")
+        except (MemoryError, RuntimeError) as e:  # torch has a RuntimeError for it
+            if "memory" not in f"{type(e).__name__} {e}".lower():
+                raise
+            _end(2, f"\nprocess {group.rank()} of {group.size()}: not enough memory ({reason(e)})")
+
+
+def _end(status: int, why: str) -> NoReturn:
+    if group.first_to_say("the end"):
+        print(why, file=sys.stderr, flush=True)
+    raise SystemExit(0 if group.noted("enough") else status)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from ..messages import CheckpointError, reason
+from ..messages import CheckpointError, reason, sentence
 
 T = TypeVar("T")
 
@@ -65,9 +65,18 @@ def join() -> None:
             "generate ...', or 'torchrun --nproc-per-node 2 my_program.py'"
         )
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+
+    def meet() -> tuple[Any, ...]:
+        # The board has a line of its own: on the other, one thread may be waiting while another has something to say.
+        met = next(iter(rendezvous("env://", timeout=_CONNECT)))
+        return *met, dist.TCPStore(address, int(port), timeout=_CONNECT)  # type: ignore[attr-defined]
+
     try:
-        store, rank, size = _in_time(lambda: next(iter(rendezvous("env://", timeout=_CONNECT))))
-        _board = dist.distributed_c10d.PrefixStore("llama3_scratch", store)
+        store, rank, size, board = _in_time(meet)
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun may try again, on the same board
+        _board = dist.distributed_c10d.PrefixStore(f"llama3_scratch {start}", board)
+        if has_gpus():
+            torch.cuda.set_device(device())
         dist.init_process_group(_backend(), store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError, OSError) as e:  # torch's DistError is a RuntimeError
         if "EADDRINUSE" in str(e) or "address already in use" in str(e):
@@ -79,8 +88,6 @@ def join() -> None:
             f"the processes cannot meet at {address}, port {port} ({_first_line(e)}): is process 0 running, and can "
             "this machine reach it?"
         ) from e
-    if torch.cuda.is_available() and dist.get_backend() != "gloo":
-        torch.cuda.set_device(device())
 
 
 def _in_time(work: Callable[[], T]) -> T:
@@ -102,17 +109,18 @@ def _in_time(work: Callable[[], T]) -> T:
 
 def _backend() -> str:
     """nccl for what lies on GPUs, where there is one for each process of this machine."""
-    return "cpu:gloo,cuda:nccl" if _has_gpus() else "gloo"
+    return "cpu:gloo,cuda:nccl" if has_gpus() else "gloo"
 
 
-def _has_gpus() -> bool:
+def has_gpus() -> bool:
+    """Whether there is a GPU for each process of this machine."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     return torch.cuda.is_available() and torch.cuda.device_count() >= here
 
 
 def device() -> torch.device:
     """Where this process computes: its own GPU, or the CPU."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if _has_gpus() else torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpus() else torch.device("cpu")
 
 
 def leave() -> None:
@@ -140,8 +148,8 @@ def _together() -> Iterator[None]:
         if not isinstance(e, dist.DistError) and not _LOST.search(str(e)):
             raise
         raise ConnectionError(
-            f"one of the other processes ({size()} in all) has ended, so this one ends, too: was it stopped, or was "
-            f"there not enough memory? ({_first_line(e)})"
+            f"one of the other processes ({size()} in all) has ended, or cannot be reached any more, so this one ends, "
+            f"too: was it stopped, or was there not enough memory? ({_first_line(e)})"
         ) from e
 
 
@@ -191,9 +199,12 @@ def take_over(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def share_out(x: Tensor, source: int) -> Tensor:
-    """What process `source` has, for everybody; x has its shape everywhere, and is replaced elsewhere: broadcast."""
+    """What process `source` has, for everybody; x has its shape everywhere, and is replaced elsewhere: broadcast.
+    Handed from one to the next around the ring: all but the last send it on.
+    """
+    is_last = (rank() - source) % size() == size() - 1
     with _together():
-        _send("share", size() - 1, x.nbytes if rank() == source else 0)
+        _send("share", size() - 1, 0 if is_last else x.nbytes)
         dist.broadcast(x, source)
     return x
 
@@ -205,6 +216,7 @@ def check_same(tokens: Tensor) -> None:
     mark = torch.tensor([zlib.crc32(repr(tuple(tokens.shape)).encode() + tokens.cpu().numpy().tobytes())])
     marks = [torch.empty_like(mark) for _ in range(size())]
     with _together():
+        _send("check", size() - 1, (size() - 1) * mark.nbytes)
         dist.all_gather(marks, mark)
     if any(not torch.equal(other, mark) for other in marks):
         raise ValueError(
@@ -233,8 +245,7 @@ def all_or_none(work: Callable[[], T]) -> list[T]:
     try:
         mine = work()
     except (ValueError, OSError, TypeError) as e:
-        filename = getattr(e, "filename", None)
-        failure = (type(e).__name__, f"{filename}: {reason(e)}" if filename else str(e))
+        failure = (type(e).__name__, sentence(e))
     except SystemExit as e:
         failure = ("SystemExit", str(e.code))
     told = exchange((mine, failure, socket.gethostname()))

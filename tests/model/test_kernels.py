@@ -113,6 +113,15 @@ def test_a_weight_that_lies_otherwise_takes_torchs_way(processor):
     assert kernels._way(x, numbers(320, 1024).to_sparse()) is F.linear
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lead", [(), (1,), (1, 1), (2, 3)])
+def test_some_columns_of_a_matrix_are_multiplied_as_a_copy_of_them(dtype, lead):
+    columns = numbers(40, 96).to(dtype)[:, 24:72]
+    x = numbers(*lead, 48).to(dtype)
+    expected = F.linear(x, columns.contiguous())
+    torch.testing.assert_close(kernels.weight_on_the_left(x, columns), expected)
+
+
 @pytest.mark.parametrize("rules", [AMX, ZEN4, OLD], ids=["AMX", "Zen 4", "old"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_what_is_no_plain_weight_at_hand_takes_torchs_way(processor, rules, dtype):
@@ -359,9 +368,9 @@ def assert_told_to_do_without(taken):
 
 
 @torch.inference_mode()
-def test_every_way_gives_the_product_with_avx2_and_the_same_digits_everywhere():
+def test_every_way_gives_the_product_with_avx2():
     taken = hold_the_ways()  # in the environment of all tests
-    if os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2" and os.environ["MKL_CBWR"] == "COMPATIBLE":
+    if os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2":  # and MKL_CBWR is set, to whatever
         assert_told_to_do_without(taken)
         assert {way for case, way in taken.items() if case.startswith("float32")} == {"linear"}
 

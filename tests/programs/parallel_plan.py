@@ -38,4 +38,5 @@ if __name__ == "__main__":
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(main, args=(sys.argv[1], port), nprocs=2)
+    start = "fork" if hasattr(os, "fork") else "spawn"  # forks need not import torch anew
+    multiprocessing.start_processes(main, (sys.argv[1], port), nprocs=2, start_method=start)
