@@ -15,8 +15,10 @@ from .layer import HEAD_STEPS, bypasses, grouped_heads, heads_to_stream, one_hea
 from .lenses import early_reading, push_through
 from .modules import MODULES, gradient_ways, nested_modules, padded_batch, tied_ends
 from .overview import STEPS, last_vector, model_map, parameter_bars, tower
+from .parallel import heads_dealt, layer_in_processes, ring_sum, token_times
 from .quantized import block_of_nibbles, levels, lost_by_bits, rounded_row
 from .roofline import memory_bars, roofline, will_it_run
+from .schedule import cache_pages, crossing, fleet, schedule, stages
 from .tokens import cut_by_rule, text_to_rows, tokenizer_steps
 from .vectors import along, clock_hands, norm_step, one_turn, sphere
 
@@ -37,9 +39,11 @@ __all__ = [
     "block_of_nibbles",
     "bypasses",
     "cache_filling",
+    "cache_pages",
     "chat_tokens",
     "clock_faces",
     "clock_hands",
+    "crossing",
     "cut_by_rule",
     "cut_ends",
     "cut_layer",
@@ -47,15 +51,18 @@ __all__ = [
     "dims",
     "early_reading",
     "family_table",
+    "fleet",
     "float_bits",
     "forgetful_cache",
     "gradient_ways",
     "grouped_heads",
     "habit_places",
     "head_kinds",
+    "heads_dealt",
     "heads_to_stream",
     "induction_circuit",
     "last_vector",
+    "layer_in_processes",
     "levels",
     "logit_parts",
     "lost_by_bits",
@@ -72,14 +79,18 @@ __all__ = [
     "patched_runs",
     "pth_contents",
     "push_through",
+    "ring_sum",
     "roofline",
     "rope_orders",
     "rounded_row",
     "safetensors_contents",
+    "schedule",
     "sphere",
+    "stages",
     "swiglu",
     "text_to_rows",
     "tied_ends",
+    "token_times",
     "tokenizer_steps",
     "tower",
     "trace_names",

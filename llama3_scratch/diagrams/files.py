@@ -172,7 +172,7 @@ def rope_orders(head_dim: int = 8) -> Picture:
     )
 
 
-def _machine(m: int, alpha: float = 0.4) -> dict[str, Any]:
+def machine_style(m: int, alpha: float = 0.4) -> dict[str, Any]:
     darker = alpha + 0.3 * (m // len(COLORS) % 2)
     return {"fill": COLORS[m % len(COLORS)], "alpha": darker, "hatch": HATCHES[m % len(HATCHES)]}
 
@@ -181,9 +181,9 @@ def _cut(board: Board, x: float, y: float, w: float, h: float, machines: int, by
     """A matrix in as many parts as there are machines."""
     for m in range(machines):
         if by_rows:
-            board.rectangle(x, y + h * m / machines, w, h / machines, **_machine(m))
+            board.rectangle(x, y + h * m / machines, w, h / machines, **machine_style(m))
         else:
-            board.rectangle(x + w * m / machines, y, w / machines, h, **_machine(m))
+            board.rectangle(x + w * m / machines, y, w / machines, h, **machine_style(m))
 
 
 def _named(board: Board, x: float, y: float, name: str, shape: Sequence[int | str], below: float) -> None:
@@ -193,7 +193,7 @@ def _named(board: Board, x: float, y: float, name: str, shape: Sequence[int | st
 
 def _machines(board: Board, machines: int, x: float, y: float) -> None:
     for m in range(machines):
-        board.rectangle(x + 1.08 * m, y, 0.28, 0.17, **_machine(m))
+        board.rectangle(x + 1.08 * m, y, 0.28, 0.17, **machine_style(m))
         board.text(x + 1.08 * m + 0.36, y + 0.085, f"machine {m}", ha="left", size=8)
 
 
@@ -235,7 +235,7 @@ def cut_layer(params: ModelArgs, machines: int, tokens: int | str = "seq") -> Pi
         if len(firsts) < 3:
             board.text(3.9, y + 0.3, "silu(gate) × up", size=8)
         for m in range(machines):
-            board.rectangle(4.5, y + 0.95 * m / machines, 0.55, 0.8 / machines, **_machine(m))
+            board.rectangle(4.5, y + 0.95 * m / machines, 0.55, 0.8 / machines, **machine_style(m))
         board.text(4.78, y + 1.09, share, size=7.5, color=_MUTED)
         board.arrow((5.15, y + 0.45), (5.4, y + 0.45))
         _cut(board, 5.5, y + 0.07, 0.95, 0.75, machines, by_rows=False)
@@ -244,7 +244,7 @@ def cut_layer(params: ModelArgs, machines: int, tokens: int | str = "seq") -> Pi
         board.arrow((6.5, y + 0.45), (6.7, y + 0.45))
         for m in range(machines):
             at = y + 0.95 * (m + 0.4) / machines
-            board.rectangle(6.8, y + 0.95 * m / machines, 0.6, 0.8 / machines, **_machine(m))
+            board.rectangle(6.8, y + 0.95 * m / machines, 0.6, 0.8 / machines, **machine_style(m))
             board.arrow((7.4, at), (7.85, y + 0.45), color=GREY)
         board.text(7.1, y + 1.09, dims((tokens, p.dim)), size=7.5, color=_MUTED)
         board.text(7.1, y + 1.34, "a term each", size=8)
@@ -278,7 +278,7 @@ def cut_ends(params: ModelArgs, machines: int, tokens: int | str = "seq") -> Pic
         for r in range(rows):  # the rows of the tokens that it knows; zeros elsewhere
             if (r * 2 + 1) % machines == m:
                 tall = 0.8 / machines / rows
-                board.rectangle(2.15, y + tall * r, 0.85, tall, **_machine(m), linewidth=0.3)
+                board.rectangle(2.15, y + tall * r, 0.85, tall, **machine_style(m), linewidth=0.3)
         board.arrow((3.0, y + 0.4 / machines), (3.38, 0.98), color=GREY)
     board.text(2.57, 1.69, "its rows, else zeros", size=7.5, color=_MUTED)
     board.plus(3.48, 0.98)
@@ -294,9 +294,9 @@ def cut_ends(params: ModelArgs, machines: int, tokens: int | str = "seq") -> Pic
     for m in range(machines):
         x, y = 7.3 + wide * m, 0.5 + 0.95 * m / machines
         board.arrow((6.58, 0.6 + 0.95 * (m + 0.5) / machines), (x, y + 0.4 / machines), color=GREY)
-        board.rectangle(x, y, wide, 0.8 / machines, **_machine(m))
+        board.rectangle(x, y, wide, 0.8 / machines, **machine_style(m))
         board.arrow((x + wide / 2, y + 0.8 / machines), (x + wide / 2, 1.6), color=GREY)
-        board.rectangle(x, 1.6, wide, 0.3, **_machine(m))
+        board.rectangle(x, 1.6, wide, 0.3, **machine_style(m))
     board.text(8.15, 0.32, f"each [{tokens}, vocab / {machines}]", size=7.5, color=_MUTED)
     board.text(8.15, 2.04, f"logits {dims((tokens, p.vocab_size))}, side by side", size=7.5, color=_MUTED)
     _machines(board, machines, 0.3, 2.25)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import gguf
 import torch
@@ -21,7 +22,7 @@ from prose import CODE, FORMULA, NO_PROSE, blank
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from llama3_scratch import Checkpoint, circuits, functional, lenses, trace
+from llama3_scratch import Checkpoint, circuits, functional, lenses, parallel, trace
 from llama3_scratch.params import PUBLISHED, ModelArgs
 
 PARAMS = ModelArgs(24, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=50, multiple_of=20, norm_eps=1e-2)
@@ -443,6 +444,94 @@ def columns_scaled() -> None:
     assert_close(torch.stack(scaled), F.linear(x, w))
 
 
+# Several processes
+
+
+def dealt_out() -> None:
+    """Rows of process r of N, rounded down: all of them, in order, and what the package says."""
+    for total, size in ((PARAMS.hidden_dim, 3), (PARAMS.n_heads, 2), (PARAMS.vocab_size, 3)):
+        ends = [(r * total // size, (r + 1) * total // size) for r in range(size)]
+        assert [row for first, end in ends for row in range(first, end)] == list(range(total))
+    for r in range(3):
+        part = parallel.part_of(PARAMS, "tensor", r, 3)
+        hidden = PARAMS.hidden_dim
+        assert part.neurons == (math.floor(r * hidden / 3), math.floor((r + 1) * hidden / 3))
+        assert part.n_heads == PARAMS.n_heads / 3 and part.heads[0] == r * part.n_heads
+
+
+def round_the_ring() -> None:
+    """Every process sends a chunk in each step, and after twice (N - 1) of them all have the sum."""
+    for n in (2, 3, 5):
+        vectors = dice(n, n * 4, seed=n)
+        held = [list(vector.split(4)) for vector in vectors]
+        sent, b = [0] * n, vectors[0].nbytes
+        for s in range(2 * (n - 1)):
+            parcels = [(r, (r - s) % n, held[r][(r - s) % n]) for r in range(n)]
+            for r, chunk, parcel in parcels:
+                sent[r] += parcel.nbytes
+                to = held[(r + 1) % n]
+                to[chunk] = to[chunk] + parcel if s < n - 1 else parcel
+            if s == n - 2:  # after N - 1 steps everyone has a chunk of the whole sum
+                whole = vectors.sum(0).split(4)
+                assert all(any(torch.allclose(held[r][c], whole[c]) for c in range(n)) for r in range(n))
+        for chunks in held:
+            assert_close(torch.cat(chunks), vectors.sum(0))
+        assert sent == [2 * (n - 1) / n * b] * n
+
+
+def seconds_in_a_ring() -> None:
+    m, memory, wire, latency, b, sums = 1e9, 1e11, 1e8, 1e-4, 8192, 5
+    for n in (2, 4):
+        waited: list[float] = []  # what the package sleeps on such a wire
+        with (
+            mock.patch.object(parallel.group.dist, "get_world_size", lambda n=n: n),
+            mock.patch.object(parallel.group.dist, "all_reduce"),
+            mock.patch.object(parallel.group.time, "sleep", waited.append),
+            parallel.slow_wire(latency, wire),
+        ):
+            for _ in range(sums):
+                parallel.group.add_up(torch.zeros(b // 4))
+        told = m / memory + sums * (2 * (n - 1) * latency + 2 * (n - 1) / n * b / wire)
+        assert math.isclose(told, m / memory + sum(waited), rel_tol=1e-6)
+
+
+def bubble() -> None:
+    """Stage s works on piece k in step s + k."""
+    for p, m in ((2, 3), (4, 8), (8, 1), (1, 5)):
+        at_work = {(stage, stage + piece) for stage in range(p) for piece in range(m)}
+        steps = 1 + max(step for _, step in at_work)
+        assert steps == m + p - 1
+        assert math.isclose(1 - len(at_work) / (p * steps), (p - 1) / (m + p - 1), abs_tol=1e-12)
+
+
+def over_a_wire() -> None:
+    """The clock of one token, step by step: N machines, W bytes of weights, S sums of v bytes."""
+    layers, N, W, B, v, latency, w = 3, 4, 24e9, 2e12, 16e3, 5e-6, 1e9
+    S = sum(2 for _ in range(layers)) + 1
+    assert 2 * layers + 1 == S
+    clock = sent = 0.0
+    for _ in range(S):
+        clock += W / S / N / B  # all machines fetch their parts at once
+        for _ in range(2 * (N - 1)):  # steps of the ring, each with a chunk
+            clock += latency + v / N / w
+            sent += v / N
+    assert math.isclose(sent, S * 2 * (N - 1) / N * v)
+    assert math.isclose(clock, W / (N * B) + S * (2 * (N - 1) * latency + 2 * (N - 1) / N * v / w))
+    assert math.isclose(clock - sent / w, W / (N * B) + 2 * S * (N - 1) * latency)
+    clock = 0.0
+    for _ in range(N):  # a stage fetches its weights, and its message goes on, the last one to the first stage
+        clock += W / N / B
+        clock += latency + v / w
+    assert math.isclose(clock, W / B + N * (latency + v / w))
+    assert math.isclose(clock - N * v / w, W / B + N * latency)
+
+
+def many_machines() -> None:
+    bubble()
+    over_a_wire()
+    seconds_in_a_ring()
+
+
 FORMULAS: dict[str, Callable[[], None] | str] = {
     # 15
     r"$$\sum_j x_j\, s_i\, q_{ij} \;=\; s_i \sum_j x_j\, q_{ij}$$": rows_scaled_afterwards,
@@ -452,6 +541,15 @@ FORMULAS: dict[str, Callable[[], None] | str] = {
     r"$q - 8$": nibbles_from_the_middle,
     r"$$d\,q + m \;=\; d\,(q - 8) + (m + 8 d)$$": nibbles_from_the_middle,
     r"$$W\, x \;=\; \bigl(W \operatorname{diag}(s)\bigr)\,\bigl(\operatorname{diag}(s)^{-1}\, x\bigr)$$": columns_scaled,
+    # 16
+    r"$rS/N$": dealt_out,
+    r"$(r+1)S/N$": dealt_out,
+    r"$H/N$": dealt_out,
+    r"$N-1$": round_the_ring,
+    r"$r-s$": round_the_ring,
+    r"$2(N-1)$": round_the_ring,
+    r"$2(N-1)/N$": round_the_ring,
+    "$$\n2\\,\\frac{N-1}{N}\\;b\n$$": round_the_ring,
     # Notebook 13
     r"$$\text{logit}_a - \text{logit}_b \;=\; \Big(e + \sum_{l} \big(f_l + \sum_{h} a_{l,h}\big)\Big) \cdot \frac{g \odot (W_a - W_b)}{\sqrt{\operatorname{mean}(x^2) + \varepsilon}}$$": lead_in_parts,
     r"$$\text{share} \;=\; \frac{m - m_{\text{patched}}}{m - m'}$$": share_of_the_way,
@@ -644,6 +742,23 @@ w &\approx d\,q + m
 && \text{one text}
 \end{aligned}
 $$""": under_a_roof,
+    # Notebook 16, second part
+    r"$\ell$": over_a_wire,
+    r"$W / (N B)$": over_a_wire,
+    r"$S = 2\,\text{layers} + 1$": over_a_wire,
+    r"$m + p - 1$": bubble,
+    r"$(p - 1) / (m + p - 1)$": bubble,
+    r"$$\frac{p - 1}{m + p - 1}$$": bubble,
+    r"$$t_{\text{tensor}} = \frac{W}{N B} + S\left(2 (N-1)\, \ell + \frac{2 (N-1)}{N}\, \frac{v}{w}\right)$$": over_a_wire,
+    r"$$t_{\text{pipeline}} = \frac{W}{B} + N \left(\ell + \frac{v}{w}\right)$$": over_a_wire,
+    r"""$$
+\begin{aligned}
+\text{sent by each} &= \tfrac{2 (N-1)}{N}\ \text{bytes of the sum} && \text{a ring} \\
+t_{\text{tensor}} &= \frac{W}{N B} + 2 S (N-1)\, \ell && \text{one token} \\
+t_{\text{pipeline}} &= \frac{W}{B} + N \ell && \text{one token} \\
+\text{lost} &= \frac{p - 1}{m + p - 1} && m \text{ pieces, } p \text{ stages}
+\end{aligned}
+$$""": many_machines,
 }
 # Names of things, and shapes: what a formula says of them, the text says, too.
 PLAIN = re.compile(

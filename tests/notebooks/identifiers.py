@@ -54,6 +54,7 @@ FOREIGN = {
     "Meta's code": "ColumnParallelLinear RowParallelLinear Transformer TransformerBlock Attention FeedForward RMSNorm "
     "VocabParallelEmbedding layer_id apply_scaling max_seq_len start_pos apply_rotary_emb precompute_freqs_cis",
     "OpenAI's": "tiktoken cl100k_base get_encoding",
+    "torchrun's": "--nnodes --rdzv-endpoint",
     "shapes": "seq batch out in len n m total longest vocab heads",
 }
 ELSEWHERE = {name for names in FOREIGN.values() for name in names.split()}

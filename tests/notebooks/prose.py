@@ -51,6 +51,10 @@ NAMES = [
     r"[Nn]otebooks (1[0-8]|[1-9])((,| and| to) (1[0-8]|[1-9]))+",
     r"[Ll]ayer 0",  # by its number the first one
     r"w[123]",
+    r"[AH]100",  # machines
+    r"H200",
+    r"MI300X",
+    r"RTX 4090",
 ]
 WORDS = (
     "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|"
