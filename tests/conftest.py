@@ -2,10 +2,11 @@
 
 import os
 
-# One set of kernels on every x86 CPU: without these, about one float32 in a hundred flips its fourth decimal between
-# machines. torch and its libraries read them when they are first imported, so this stands above every other import.
+# Nearly one set of kernels on every x86 CPU. What compares stored digits asks for MKL's own as well (helpers.py): these
+# are four times slower than those it takes by itself. torch and its libraries read all this when they are first
+# imported, so it stands above every other import.
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
-os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+os.environ.setdefault("MKL_CBWR", "AUTO")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 # One thread in each process, results being the same: OpenMP's threads wait for each other by spinning, and where
 # several workers share the cores that makes everything ten times slower.

@@ -13,17 +13,22 @@ How each ended is written to the report as a line of JSON, [notebook, traceback 
 first failure. One whose process ended has no line. `tagged` compares outputs of cells tagged nbval-check-output with
 the stored ones, `all` compares all but those tagged nbval-ignore-output. Neither turns a picture into an image, which
 takes most of the time and is not compared; `drawn` is `tagged` with images, and leaves out cells tagged own-model: they
-train a model of their own, and would do the same again whatever the checkpoint.
+train a model of their own, and would do the same again whatever the checkpoint. `nbval` and `near` run nbval, with a
+kernel for each notebook (forked_kernels.py); the report is junit's. Without a kernel, the processes that a notebook
+starts with torchrun are forks, too (forked_torchrun.py).
 """
 
 import json
 import os
+import subprocess
 import sys
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import forked_kernels
+import forked_torchrun
 import nbformat
 import torch
 from IPython.core.interactiveshell import InteractiveShell
@@ -111,6 +116,10 @@ def run(which: str, report: str, notebooks: list[str], environment: dict[str, st
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
+    if which in ("nbval", "near"):
+        forked_kernels.run(which, report, notebooks)
+        return
+    subprocess.run = forked_torchrun.run
     # No file of what was run: a thread writes it, and a fork has no threads but its own.
     quiet = Config({"HistoryManager": {"enabled": False}})
     shell = InteractiveShell.instance(colors="NoColor", config=quiet)
@@ -132,10 +141,11 @@ def serve() -> None:
     asked, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what a cell reads and prints past Python is none of these
     os.dup2(2, 1)
-    # What torch imports when these are first called, once for all forks: a second each.
+    # What torch imports when these are first called, once for all forks: a second each. They multiply nothing, since
+    # MKL reads at its first product whether a fork wants the kernels that are the same on every processor.
     torch.testing.assert_close(torch.ones(1), torch.ones(1))
     torch.optim.AdamW([torch.ones(1, requires_grad=True)])
-    torch.func.jvp(torch.sin, (torch.ones(1),), (torch.ones(1),))
+    torch.func.jvp(torch.neg, (torch.ones(1),), (torch.ones(1),))
     for line in asked:
         in_a_fork(run, *json.loads(line))
         print("done", file=answers, flush=True)

@@ -160,49 +160,68 @@ loss(other).backward(); torch.optim.SGD(other.parameters(), lr=0.1).step()
 }
 
 
-# The cases come on stdin; the children are forks, so that they need no time to start.
+# Each line of stdin has a folder and its cases; the children are forks, so that they need no time to start.
 RUNNER = """
 import json, os, signal, sys, traceback
-import peft, torch
+import peft, torch, torch.utils.checkpoint
+import llama3_scratch
 torch.set_num_threads(1)
-setup, end, cases = json.load(sys.stdin)
-for name, case in cases.items():
-    child = os.fork()
-    if not child:
-        signal.alarm(60)
-        try:
-            names = {"__name__": "case"}
-            exec(setup + case + end, names)
-        except BaseException:
-            print(name, file=sys.stderr)
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # -11: a segmentation fault
-    if status:
-        print(name, status)
-print("done")
+torch.optim.AdamW([torch.ones(1, requires_grad=True)])  # imports much, once for all forks
+for line in sys.stdin:
+    sys.argv[1:], setup, end, cases = json.loads(line)
+    for name, case in cases.items():
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            try:
+                names = {"__name__": "case"}
+                exec(setup + case + end, names)
+            except BaseException:
+                print(name, file=sys.stderr)
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # -11: a segmentation fault
+        if status:
+            print(name, status)
+    print("done", flush=True)
 """
 
 
-def run(code, *arguments, **options):
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, **options)
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """Cases -> what the runner says of them, line by line, and its stderr. One runner for all tests here."""
+    errors = tmp_path_factory.mktemp("runner") / "stderr"
+    with errors.open("w") as stderr:
+        command = [sys.executable, "-c", RUNNER]
+        runner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+    def of(folder, cases):
+        runner.stdin.write(json.dumps([[str(folder)], SETUP, END, cases]) + "\n")
+        runner.stdin.flush()
+        lines = []
+        while lines[-1:] != ["done\n"]:
+            lines.append(runner.stdout.readline())
+            assert lines[-1], errors.read_text()
+        return [line.rstrip("\n") for line in lines[:-1]], errors.read_text()[-3000:]
+
+    with runner:
+        yield of
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its processes are forks")
 @pytest.mark.parametrize("name", ["tiny-ratio3", "tiny-ratio4"])  # tied and not
-def test_nothing_that_one_does_with_a_model_writes_to_its_file(tiny_folder, name):
-    done = run(RUNNER, tiny_folder(name), input=json.dumps([SETUP, END, CASES]))
-    assert done.stdout == "done\n", done.stderr[-3000:]
+def test_nothing_that_one_does_with_a_model_writes_to_its_file(tiny_folder, said, name):
+    failed, errors = said(tiny_folder(name), CASES)
+    assert not failed, errors
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its processes are forks")
-def test_the_runner_tells_of_a_write_that_ends_the_process(tiny_folder):
+def test_the_runner_tells_of_a_write_that_ends_the_process(tiny_folder, said):
     cases = {"through a view": "model.norm.weight.detach().zero_()", "a failure": "assert False", "fine": ""}
-    done = run(RUNNER, tiny_folder("tiny-ratio3"), input=json.dumps([SETUP, END, cases]))
-    *failed, end = done.stdout.splitlines()
-    assert end == "done" and failed[1:] == ["a failure 1"]
-    assert failed[0] in ("through a view -11", "through a view -7"), done.stderr[-3000:]
+    failed, errors = said(tiny_folder("tiny-ratio3"), cases)
+    assert failed[1:] == ["a failure 1"]
+    assert failed[0] in ("through a view -11", "through a view -7"), errors
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory on Linux only")
@@ -216,5 +235,5 @@ resource.setrlimit(resource.RLIMIT_DATA, (used + 250 * 2**20,) * 2)
 ckpt = load_checkpoint("smollm2-135m")  # 538 MB
 print(ckpt.read_only, functional.forward([1, 2], ckpt.weights, ckpt.params).isfinite().all().item())
 """
-    done = run(code)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "True True\n", done.stderr

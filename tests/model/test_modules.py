@@ -1,5 +1,7 @@
 """Modules are modules: they can be replaced, hooked, adapted, rewound, trained and started from nothing."""
 
+import contextlib
+import io
 import math
 import os
 import subprocess
@@ -247,7 +249,9 @@ def test_the_first_weights_are_the_same_on_every_kind_of_cpu():
         "m = Llama(ModelArgs(64, n_layers=2, n_heads=4, vocab_size=256)); "
         "print(zlib.crc32(b''.join(p.detach().numpy().tobytes() for p in m.parameters())))"
     )
-    sums = {
+    with contextlib.redirect_stdout(io.StringIO()) as here:  # with avx2, as conftest.py says
+        exec(program, {})
+    sums = {here.getvalue()} | {
         subprocess.run(
             [sys.executable, "-c", program],
             env=os.environ | {"ATEN_CPU_CAPABILITY": kind},
@@ -255,7 +259,7 @@ def test_the_first_weights_are_the_same_on_every_kind_of_cpu():
             check=True,
             text=True,
         ).stdout
-        for kind in ("default", "avx2", "avx512")
+        for kind in ("default", "avx512")
     }
     assert len(sums) == 1
 

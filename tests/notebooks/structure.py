@@ -15,7 +15,17 @@ from nbformat import NotebookNode
 
 from llama3_scratch.readback import fingerprint
 
-TAGS = {"answers", "check", "exercise", "guess", "nbval-check-output", "nbval-ignore-output", "own-model", "timed"}
+TAGS = {
+    "answers",
+    "check",
+    "exercise",
+    "guess",
+    "last-digits",
+    "nbval-check-output",
+    "nbval-ignore-output",
+    "own-model",
+    "timed",
+}
 ASKS = re.compile("🤔 ")
 FILES = {int(path.stem[:2]): path for path in NOTEBOOKS}
 

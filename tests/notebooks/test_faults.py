@@ -256,6 +256,20 @@ IN_A_NOTEBOOK = [
         "(1 - share) * trained * factor",
         "tiny-ratio3",
     ),
+    (
+        "a boundary within a group forgotten",
+        "16_many_machines",
+        "math.gcd(each, args.group_size)",
+        "min(each, args.group_size)",
+        "tiny-ratio1",
+    ),
+    (
+        "neurons not added up",
+        "16_many_machines",
+        "return x + added(functional.feed_forward(y, *neurons))",
+        "return x + functional.feed_forward(y, *neurons)",
+        "tiny-ratio1",
+    ),
     ("the header read as numbers", "12_files", "f.seek(8 + length + begin)", "f.seek(8 + begin)", "tiny-ratio1"),
     ("exponents one too small", "12_files", "2 ** (exponent - 127)", "2 ** (exponent - 128)", "tiny-ratio1"),
     (

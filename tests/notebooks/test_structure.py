@@ -76,6 +76,7 @@ STEPS = {
     ],
     "14_lenses": ["logit_lens(", "jacobian_lens(", "functional.forward(", "jvp("],
     "15_small_and_fast": ["get_total_flops()", "logits.amax(-1)", "generate_by_lookup("],
+    "16_many_machines": ["functional.feed_forward(", "functional.forward(", "parallel.part_of(", "talk("],
 }
 
 
