@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ SAME_EVERYWHERE = {
     "TQDM_DISABLE": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+# MKL's own choice takes a third of the time of its kernels that are the same everywhere. A last digit that is printed
+# may then be another; where that grows into other words, a cell has a tag that forbids it.
+_OWN_PRODUCTS = {"MKL_CBWR": "AUTO"}
+_EVERY_DIGIT_TAG = "every-digit"
 CELL_SECONDS = 600
 ROOM_FOR_TWO = 5e9  # bytes that are free; the largest notebook takes 2e9
 _ANSWERS_TAG = "answers"  # the cell whose output `run` repeats at the end
@@ -46,10 +50,11 @@ _LANGUAGE_KEYS = ("file_extension", "mimetype", "name", "nbconvert_exporter", "p
 def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
     """Run each notebook from top to bottom and make pages of them in `build`; True if all ran to their ends.
 
-    With `store`, a notebook that ran well replaces its file. Files are written whole: an interrupted run leaves the
-    earlier ones. Other numbered notebooks beside them get pages of what is stored in them, so that links lead
-    somewhere. Raises OSError if a kernel does not start or a file cannot be written, ValueError for a file that is no
-    notebook.
+    With `store`, a notebook that ran well replaces its file; its numbers are those of every x86 processor, to the last
+    digit. Without, most notebooks multiply in the way that is fastest on this one. Files are written whole: an
+    interrupted run leaves the earlier ones. Other numbered notebooks beside them get pages of what is stored in them,
+    so that links lead somewhere. Raises OSError if a kernel does not start or a file cannot be written, ValueError for
+    a file that is no notebook.
     """
     os.environ.update(SAME_EVERYWHERE)
     build.mkdir(parents=True, exist_ok=True)
@@ -57,7 +62,7 @@ def execute(paths: list[Path], build: Path, store: bool = False) -> bool:
     answers: list[str] = []
     shown = {path.stem: pages.Page(path, notebook) for path, notebook in _beside(paths)}
     slots = threading.Semaphore(_at_once())
-    jobs = [_Job(path, slots) for path in paths]
+    jobs = [_Job(path, slots, store) for path in paths]
     for job in _longest_early(jobs):
         job.start()
     for path, job in zip(paths, jobs, strict=True):
@@ -118,9 +123,9 @@ class _Job(threading.Thread):
     answer with tracebacks. Its kernel ends by itself once this process has.
     """
 
-    def __init__(self, path: Path, slots: threading.Semaphore) -> None:
+    def __init__(self, path: Path, slots: threading.Semaphore, every_digit: bool) -> None:
         super().__init__(daemon=True)
-        self.path, self.slots, self.seconds = path, slots, 0.0
+        self.path, self.slots, self.every_digit, self.seconds = path, slots, every_digit, 0.0
         self.notebook: nbformat.NotebookNode | None = None
         self.failure: str | None = None
         self.raised: BaseException | None = None
@@ -133,7 +138,8 @@ class _Job(threading.Thread):
         started = time.monotonic()
         try:
             notebook = _read(self.path)
-            self.failure = _failure(notebook, self.path)
+            every_digit = self.every_digit or _tagged(notebook, _EVERY_DIGIT_TAG)
+            self.failure = _failure(notebook, self.path, {} if every_digit else _OWN_PRODUCTS)
             _drop_machine_details(notebook)
             self.notebook = notebook
         except BaseException as e:
@@ -173,8 +179,8 @@ def _at_once() -> int:
     return 2
 
 
-def _failure(notebook: nbformat.NotebookNode, path: Path) -> str | None:
-    """Fill in the outputs; what went wrong in a cell, None if nothing did."""
+def _failure(notebook: nbformat.NotebookNode, path: Path, environment: Mapping[str, str]) -> str | None:
+    """Fill in the outputs; what went wrong in a cell, None if nothing did. The kernel has this environment besides."""
     for cell in notebook.cells:
         if cell.cell_type == "code":  # what an earlier run left would pass for this one's
             cell.outputs, cell.execution_count = [], None
@@ -188,7 +194,7 @@ def _failure(notebook: nbformat.NotebookNode, path: Path) -> str | None:
         extra_arguments=["--log-level=50"],  # the kernel's remarks are not the reader's concern
     )
     try:
-        client.execute()
+        client.execute(env=os.environ | environment)
     except (CellExecutionError, CellTimeoutError) as e:
         return str(e)
     except DeadKernelError as e:

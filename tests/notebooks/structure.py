@@ -20,6 +20,7 @@ TAGS = {
     "check",
     "exercise",
     "guess",
+    "every-digit",
     "last-digits",
     "nbval-check-output",
     "nbval-ignore-output",

@@ -51,6 +51,19 @@ def test_one_that_fails_fails_the_run_is_not_stored_and_the_others_still_run(her
     assert "1_bad.ipynb" in err and "2_good" not in err
 
 
+def test_only_what_is_stored_or_asks_for_every_digit_multiplies_as_on_all_processors(here, monkeypatch):
+    """A third of the time for a reader; the same digits for the repository."""
+    cell = "import os; print(os.environ['MKL_CBWR'], os.environ['ATEN_CPU_CAPABILITY'])"
+    plain, tagged = notebook(here / "1.ipynb", cell), notebook(here / "2.ipynb", cell)
+    book = nbformat.read(tagged, as_version=4)
+    book.cells[0].metadata["tags"] = ["every-digit"]
+    nbformat.write(book, tagged)
+    shown = []
+    monkeypatch.setattr(runner.pages, "write", lambda pages, *_: shown.extend(p.notebook.cells[0] for p in pages))
+    assert run(plain, tagged) == 0 and run(plain, store=True) == 0
+    assert [c.outputs[0].text for c in shown] == ["AUTO avx2\n", "COMPATIBLE avx2\n", "COMPATIBLE avx2\n"]
+
+
 def test_what_a_timed_cell_shows_is_read_and_not_stored(here, monkeypatch):
     """Its time is of one machine. The page of a run has it; the file has the other cells' outputs."""
     timed = nbformat.v4.new_code_cell("print('3 ms')", metadata={"tags": ["timed", "nbval-ignore-output"]})
