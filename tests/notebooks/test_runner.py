@@ -192,6 +192,6 @@ def test_pages_on_another_drive_are_named_in_full(here, monkeypatch, capsys):
         raise ValueError("path is on mount 'D:', start on mount 'C:'")
 
     monkeypatch.setattr(os.path, "relpath", other_drive)
-    monkeypatch.setattr(runner, "_failure", lambda notebook, path: None)
+    monkeypatch.setattr(runner, "_failure", lambda notebook, path, environment: None)
     assert run(notebook(here / "1.ipynb", "print(1)")) == 0
     assert str(here / "build/index.html") in capsys.readouterr().out
