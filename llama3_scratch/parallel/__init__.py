@@ -64,9 +64,8 @@ __all__ = [
     "slow_wire",
 ]
 
-_NORMS_DIFFER = (
-    0.1  # of their length, which tells models apart, but not one from what was made of it by a little training
-)
+# Of their length. It tells models apart, but not one from what a little training has made of it.
+_NORMS_DIFFER = 0.1
 
 
 def load(path_or_name: str | Path | None = None, how: str = "tensor", dtype: torch.dtype | None = None) -> Llama:
