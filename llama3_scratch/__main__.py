@@ -288,8 +288,7 @@ def _write(ids: Iterator[int], tokenizer: Any, prompt: str, count: int, options:
 def _generate_with_others(options: argparse.Namespace) -> int:
     """The same as one of several processes. The prompt and the settings are process 0's, and it alone writes."""
     from . import generate, parallel
-    from .loading.checkpoint import find
-    from .loading.parts import read_vocabulary
+    from .loading.checkpoint import find, read_tokenizer
     from .parallel.command import speaking_as_one
 
     tokenizer: Any = None
@@ -297,7 +296,7 @@ def _generate_with_others(options: argparse.Namespace) -> int:
     def job() -> tuple[list[int], Any, dict[str, Any]]:
         nonlocal tokenizer
         path = find(options.checkpoint)
-        tokenizer = _known(read_vocabulary(path, model.params.whole), path)
+        tokenizer = _known(read_tokenizer(path, model.params.whole), path)
         settings = _settings(options)
         if settings["seed"] is None:
             settings["seed"] = secrets.randbits(62)  # the same for all

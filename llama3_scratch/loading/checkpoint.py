@@ -94,19 +94,13 @@ def open_as_stored(path_or_name: str | Path | None = None, dtype: torch.dtype | 
     folder = find(path_or_name)
     kind = layout(folder)
     if kind == "gguf":
-        return _open_gguf(folder)
-    tokenizer: Tokenizer | None
-    if kind == "meta":
-        params = meta.read_params(folder / PARAMS_NAME)
-        weights, read_only = meta.read_weights(folder, params, dtype)
-        tokenizer = Tokenizer(folder / VOCABULARY_NAME)
-    else:
-        params = huggingface.read_params(folder)
-        weights, read_only = huggingface.read_weights(folder, params, dtype)
-        tokenizer = huggingface_tokenizer(folder, list_folder(folder))
-    if tokenizer:
-        check_rows(tokenizer, params)
-    return Checkpoint(params, weights, tokenizer, folder, read_only)
+        from .gguf import read_model  # and with it a library that nothing else here needs
+
+        params, weights = read_model(folder)
+        return Checkpoint(params, weights, read_tokenizer(folder, params), folder)
+    params = read_sizes(folder)
+    stored = (meta if kind == "meta" else huggingface).read_weights(folder, params, dtype)
+    return Checkpoint(params, stored[0], read_tokenizer(folder, params), folder, read_only=stored[1])
 
 
 def layout(path: Path) -> str:
@@ -123,13 +117,26 @@ def layout(path: Path) -> str:
     raise CheckpointError(f"{path / PARAMS_NAME}: not found. {where_to_look(path)}")
 
 
-def _open_gguf(path: Path) -> Checkpoint:
-    from .gguf import read_model  # and with it a library that nothing else here needs
+def read_sizes(path: Path) -> ModelArgs:
+    """The sizes of a checkpoint, of whose weights nothing is opened."""
+    kind = layout(path)
+    if kind == "gguf":
+        from .gguf import read_model
 
-    params, weights = read_model(path)
-    tokenizer = Tokenizer(path)
-    check_rows(tokenizer, params)
-    return Checkpoint(params, weights, tokenizer, path)
+        return read_model(path)[0]
+    return meta.read_params(path / PARAMS_NAME) if kind == "meta" else huggingface.read_params(path)
+
+
+def read_tokenizer(path: Path, params: ModelArgs) -> Tokenizer | None:
+    """The tokenizer of a checkpoint, if it has one."""
+    kind = layout(path)
+    if kind == "huggingface":
+        tokenizer = _huggingface_tokenizer(path, list_folder(path))
+    else:
+        tokenizer = Tokenizer(path / VOCABULARY_NAME if kind == "meta" else path)
+    if tokenizer:
+        _check_rows(tokenizer, params)
+    return tokenizer
 
 
 def load_model(
@@ -219,16 +226,16 @@ def find(path_or_name: str | Path | None = None) -> Path:
     )
 
 
-def huggingface_tokenizer(folder: Path, names: Collection[str]) -> Tokenizer | None:
+def _huggingface_tokenizer(folder: Path, names: Collection[str]) -> Tokenizer | None:
     """The tokenizer of a folder in their layout, with these files in it; None, with a warning, if there is none."""
     for name in (TOKENIZER_JSON_NAME, VOCABULARY_NAME, f"original/{VOCABULARY_NAME}"):
         if name in names or os.path.isfile(folder / name):  # in names: also a link that leads nowhere, to be reported
             return Tokenizer(folder / name)
-    warnings.warn(f"{folder.name}: no {TOKENIZER_JSON_NAME}, so no tokenizer: ids only", stacklevel=3)
+    warnings.warn(f"{folder.name}: no {TOKENIZER_JSON_NAME}, so no tokenizer: ids only", stacklevel=4)
     return None
 
 
-def check_rows(tokenizer: Tokenizer, params: ModelArgs) -> None:
+def _check_rows(tokenizer: Tokenizer, params: ModelArgs) -> None:
     """Compare the size of the vocabulary with the rows of the embeddings."""
     count, rows, name = tokenizer.vocab_size, params.vocab_size, tokenizer.path.name
     beyond = [token for token, id in tokenizer.special_tokens.items() if id >= rows]
@@ -238,10 +245,10 @@ def check_rows(tokenizer: Tokenizer, params: ModelArgs) -> None:
             "model"
         )
     if count > rows:  # a [PAD], say, which nobody feeds to a model
-        warnings.warn(f"{name}: {short_name(', '.join(beyond))} added, for which the model has no row", stacklevel=3)
+        warnings.warn(f"{name}: {short_name(', '.join(beyond))} added, for which the model has no row", stacklevel=4)
     if count < rows and name == VOCABULARY_NAME:
         told = f"{count} tokens, and the model has {rows} rows"
-        warnings.warn(f"{name}: {told}; if the file was cut off, download it again", stacklevel=3)
+        warnings.warn(f"{name}: {told}; if the file was cut off, download it again", stacklevel=4)
 
 
 def dtype_of_the_environment() -> torch.dtype | None:

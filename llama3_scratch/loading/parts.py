@@ -14,15 +14,14 @@ from torch import Tensor
 
 from ..messages import CheckpointError
 from ..params import ModelArgs
-from ..tokenizer import Tokenizer
 from . import huggingface, meta
-from .checkpoint import check_rows, huggingface_tokenizer, layout
-from .files import PARAMS_NAME, SHARD_NAME, VOCABULARY_NAME, list_folder
+from .checkpoint import layout
+from .files import SHARD_NAME
 from .gguf_file import Blocks
 from .mapped import in_one_type
 from .pth import read_pth
 
-Cut = tuple[str, int | None, list[tuple[int, int]]]  # name, dimension (None: all of it), from and to
+Cut = tuple[str, int | None, list[tuple[int, int]]]  # name in the files, dimension (None: all of it), from and to
 Piece = Tensor | Blocks
 
 _HEAD = 16  # numbers of each tensor that tell one model from another
@@ -37,30 +36,6 @@ class Part:
     weights: dict[str, Tensor]
     read_only: bool
     marks: dict[str, str] = field(default_factory=dict)
-
-
-def read_sizes(path: Path) -> ModelArgs:
-    """The sizes of a checkpoint, of which nothing else is opened."""
-    kind = layout(path)
-    if kind == "meta":
-        return meta.read_params(path / PARAMS_NAME)
-    if kind == "huggingface":
-        return huggingface.read_params(path)
-    from .gguf import read_model  # and with it a library that nothing else here needs
-
-    return read_model(path)[0]
-
-
-def read_vocabulary(path: Path, params: ModelArgs) -> Tokenizer | None:
-    """Its tokenizer, if it has one."""
-    kind = layout(path)
-    if kind == "huggingface":
-        tokenizer = huggingface_tokenizer(path, list_folder(path))
-    else:
-        tokenizer = Tokenizer(path / VOCABULARY_NAME if kind == "meta" else path)
-    if tokenizer:
-        check_rows(tokenizer, params)
-    return tokenizer
 
 
 def shard_names(path: Path) -> list[str]:

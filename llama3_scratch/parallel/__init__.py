@@ -23,7 +23,7 @@ from torch import nn
 
 from ..checks import check_dtype_and_device
 from ..loading import parts
-from ..loading.checkpoint import dtype_of_the_environment, find
+from ..loading.checkpoint import dtype_of_the_environment, find, read_sizes
 from ..loading.files import SHARD_NAME
 from ..loading.mapped import empty_model, mapped_parameter
 from ..messages import CheckpointError, progress
@@ -44,7 +44,7 @@ from .group import (
     size,
     slow_wire,
 )
-from .modules import empty_part
+from .modules import TakenOver, empty_part
 from .split import WAYS, PartArgs, cuts, part_of
 
 __all__ = [
@@ -114,9 +114,8 @@ def load(path_or_name: str | Path | None = None, how: str = "tensor", dtype: tor
     model.load_state_dict(weights, assign=True)
     if how == "tensor" and weights["output.weight"].data_ptr() == weights["tok_embeddings.weight"].data_ptr():
         model.output.weight = model.tok_embeddings.weight
-    for name, buffer in list(model.named_buffers()):  # a type and a device, and no numbers
-        module: Any = model.get_submodule(name.rpartition(".")[0])
-        module.weight = torch.empty(buffer.shape, dtype=next(iter(weights.values())).dtype)
+    if isinstance(model.tok_embeddings, TakenOver):  # its weight is a type and a device, and no numbers
+        model.tok_embeddings.weight = torch.empty(0, part.dim, dtype=next(iter(weights.values())).dtype)
     loaded: Llama = model.to(device())
     return loaded
 
@@ -140,7 +139,7 @@ def _look(path_or_name: Any, dtype: Any) -> tuple[str, ModelArgs, list[str], tor
     dtype = dtype_of_the_environment() if dtype is None else dtype
     check_dtype_and_device(dtype, None)
     path = find(path_or_name)
-    return str(path), parts.read_sizes(path), parts.shard_names(path), dtype
+    return str(path), read_sizes(path), parts.shard_names(path), dtype
 
 
 def _check_versions(how: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..model import Linear, Llama, TransformerBlock
 from . import group
-from .split import PartArgs
+from .split import PartArgs, share
 
 
 class SummedLinear(Linear):
@@ -116,8 +116,8 @@ def empty_part(part: PartArgs) -> Llama:
             layer.attention.wo = SummedLinear(layer.attention.wo.in_features, dim, bias=False)
             layer.feed_forward.w2 = SummedLinear(layer.feed_forward.w2.in_features, dim, bias=False)
         model.output = GatheredLinear(dim, end - first, bias=False)
-        ends = [(rank * vocab // part.size, (rank + 1) * vocab // part.size) for rank in range(part.size)]
-        model.output.lengths = [end - first for first, end in ends]
+        shares = (share(vocab, rank, part.size) for rank in range(part.size))
+        model.output.lengths = [end - first for first, end in shares]
         return model  # type: ignore[no-any-return]
     is_first, is_last = part.rank == 0, part.rank == part.size - 1
     model.tok_embeddings = FirstEmbedding(vocab, dim) if is_first else TakenOver(dim)

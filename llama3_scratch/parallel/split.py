@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+from ..loading.parts import Cut
 from ..params import ModelArgs
 
 WAYS = ("tensor", "pipeline")
@@ -37,12 +38,12 @@ class PartArgs(ModelArgs):
     @property
     def layers(self) -> range:
         """The layers of the whole model that are in this part."""
-        return range(*(share(self.whole.n_layers, self) if self.how == "pipeline" else (0, self.whole.n_layers)))
+        return range(*self._share(self.whole.n_layers, "pipeline"))
 
     @property
     def heads(self) -> tuple[int, int]:
         """The first of its query heads, and the one after the last."""
-        return share(self.whole.n_heads, self) if self.how == "tensor" else (0, self.whole.n_heads)
+        return self._share(self.whole.n_heads, "tensor")
 
     @property
     def kv_heads(self) -> list[int]:
@@ -53,17 +54,20 @@ class PartArgs(ModelArgs):
     @property
     def neurons(self) -> tuple[int, int]:
         """The first of its neurons, and the one after the last."""
-        return share(self.whole.hidden_dim, self) if self.how == "tensor" else (0, self.whole.hidden_dim)
+        return self._share(self.whole.hidden_dim, "tensor")
 
     @property
     def tokens(self) -> tuple[int, int]:
         """The first row of its share of the vocabulary, and the one after the last."""
-        return share(self.whole.vocab_size, self) if self.how == "tensor" else (0, self.whole.vocab_size)
+        return self._share(self.whole.vocab_size, "tensor")
+
+    def _share(self, count: int, how: str) -> tuple[int, int]:
+        return share(count, self.rank, self.size) if self.how == how else (0, count)
 
 
-def share(count: int, part: PartArgs) -> tuple[int, int]:
-    """Which of `count` things are the part's: from the first on, up to the second. As even as can be."""
-    return part.rank * count // part.size, (part.rank + 1) * count // part.size
+def share(count: int, rank: int, size: int) -> tuple[int, int]:
+    """Which of `count` things process `rank` of `size` has: from the first on, up to the second. As even as can be."""
+    return rank * count // size, (rank + 1) * count // size
 
 
 def part_of(params: ModelArgs, how: str, rank: int, size: int) -> PartArgs:
@@ -82,7 +86,7 @@ def part_of(params: ModelArgs, how: str, rank: int, size: int) -> PartArgs:
         )
     sizes = {field.name: getattr(params, field.name) for field in fields(ModelArgs)}
     if how == "pipeline":
-        first, end = (r * params.n_layers // size for r in (rank, rank + 1))
+        first, end = share(params.n_layers, rank, size)
         sizes["n_layers"] = end - first
     else:
         # Each group of so many query heads, counted from the process's first, lies within one KV head's group.
@@ -90,9 +94,6 @@ def part_of(params: ModelArgs, how: str, rank: int, size: int) -> PartArgs:
         sizes["n_heads"] = params.n_heads // size
         sizes["n_kv_heads"] = sizes["n_heads"] // together
     return PartArgs(**sizes, whole=params, how=how, rank=rank, size=size)
-
-
-Cut = tuple[str, int | None, list[tuple[int, int]]]  # name in the files, dimension (None: all of it), from and to
 
 
 def cuts(part: PartArgs) -> dict[str, Cut]:
