@@ -15,7 +15,6 @@ test: $(VENV)/test        ## everything CI runs
 	$(BIN)/python -m llama3_scratch fetch
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lab: $(VENV)/run          ## open copies of the notebooks, in my_notebooks/

@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
     """
     notebooks = [item for item in items if item.path.name == "test_notebooks.py"]
     others = [item for item in items if item.path.name != "test_notebooks.py"]
-    first = ("test_faults.py", "test_pages.py")
+    first = ("test_types.py", "test_faults.py", "test_pages.py")
     others.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
     middle = max(0, len(items) // 2 - len(notebooks[::2]))
     items[:] = notebooks[::2] + others[:middle] + notebooks[1::2] + others[middle:]

@@ -18,11 +18,13 @@ from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.provisioning import local_provisioner
 from nbval import plugin
 
-NUMBER = re.compile(r"(?<![\w#.])-?(?:\d[\d,]*\.\d+(?:e[+-]?\d+)?|\d+e[+-]?\d+|0)(?![\w.])")  # not whole ones, but 0
+NUMBER = re.compile(r"(?<![\w#.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?%?(?![\w.])")
 
 
 class Near(str):
-    """A text that equals another one if only its broken numbers differ, and these by two parts in a hundred at most."""
+    """A text that equals another one if only its numbers differ, and these by two parts in a hundred at most. Whole
+    numbers count something and stay the same, but for percents, and beside broken ones: 33 is near 32.9.
+    """
 
     __hash__ = str.__hash__
 
@@ -31,11 +33,17 @@ class Near(str):
             return True
         if not isinstance(other, str) or NUMBER.sub("", self) != NUMBER.sub("", other):
             return False
-        ours, theirs = ([float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (self, other))
-        return all(abs(a - b) <= 2e-4 + 0.02 * max(abs(a), abs(b)) for a, b in zip(ours, theirs, strict=True))
+        return all(map(close, NUMBER.findall(self), NUMBER.findall(other)))
 
     def __ne__(self, other: object) -> bool:
         return not self == other
+
+
+def close(ours: str, theirs: str) -> bool:
+    if not re.search(r"[.e%]", ours + theirs):
+        return ours == theirs
+    a, b = (float(number.replace(",", "").rstrip("%")) for number in (ours, theirs))
+    return abs(a - b) <= 2e-4 + 0.02 * max(abs(a), abs(b))
 
 
 def sanitize(cell: plugin.IPyNbCell, said: object) -> object:

@@ -94,14 +94,19 @@ def test_what_is_near_on_this_processor_or_the_same_everywhere_is_enough(write, 
         ("sum 52.523 #0072b2 (7056f8)", "sum 52.524 #0072b2 (7056f8)", True),
         ("0 to 1.0", "5.96e-08 to 1.00", True),
         ("49,151.432", "49,151.37", True),
+        ("y 0.000404 to 32.9, log", "y 0.000404 to 33, log", True),
+        ("[12, 3.77]", "[12.1, 3.77]", True),
+        ("same first choice  64%", "same first choice  63%", True),
+        ("same first choice  34%", "same first choice  33%", False),
         ("2.0 tokens", "2.1 tokens", False),
         ("3 tokens", "4 tokens", False),
+        ("1,203 tokens", "1,204 tokens", False),
         ("1.5 (7056f8)", "1.5 (7056f9)", False),
         ("0.5 Paris", "0.5 Rome", False),
         ("0.5", "0.5 0.5", False),
         ("0.5", "-0.5", False),
     ],
 )
-def test_near_are_broken_numbers_alone(one, other, is_near):
+def test_near_are_broken_numbers_and_percents_alone(one, other, is_near):
     assert (Near(one) == other) is is_near
     assert (Near(one) != other) is not is_near
