@@ -1,6 +1,6 @@
 """Llama 3 from scratch: the small package behind the notebooks."""
 
-from . import circuits, functional, lenses
+from . import circuits, functional, lenses, lora, training
 from .batching import generate_batch
 from .cache import KVCache
 from .chat import encode_chat
@@ -31,6 +31,8 @@ __all__ = [
     "generate_text",
     "lenses",
     "load_checkpoint",
+    "lora",
     "read_prompt",
     "trace",
+    "training",
 ]

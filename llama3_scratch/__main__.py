@@ -1,4 +1,4 @@
-"""The commands: llama3-scratch fetch | run | lab | generate, or python -m llama3_scratch ..."""
+"""The commands: llama3-scratch fetch | run | lab | generate | train, or python -m llama3_scratch ..."""
 
 import argparse
 import importlib.metadata
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from .checks import DTYPES
 from .messages import CheckpointError, reason, sentence
+from .training import command as training
 
 _EXAMPLES = """examples:
   %(prog)s --prompt "The capital of France is"
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter shows a question mark
     try:
-        return {"fetch": _fetch, "run": _run, "lab": _lab, "generate": _generate}[options.command](options)
+        return _COMMANDS[options.command](options)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -75,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llama3-scratch {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    fetch = commands.add_parser("fetch", help="get the small real model and Llama 3's vocabulary")
-    fetch.add_argument("names", nargs="*", metavar="NAME", help="smollm2-135m or llama3-tokenizer; default: both")
+    fetch = commands.add_parser("fetch", help="get the small real model, Llama 3's vocabulary and a text to train on")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="smollm2-135m, llama3-tokenizer or alice; default: all")
 
     run = commands.add_parser("run", help="execute notebooks and make pages of them")
     run.add_argument("notebooks", nargs="*", type=Path, metavar="FILE", help="default: all in notebooks/")
@@ -98,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     write.set_defaults(error=write.error)
+    learn = commands.add_parser(
+        "train",
+        help="train a small model on a text, from nothing",
+        description="Train a small model on a text, from random numbers. It is written in Meta's layout and in Hugging "
+        "Face's.",
+        epilog=training.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    training.add_arguments(learn)
     write.add_argument("--prompt", metavar="TEXT", help="what to go on from; '-' or a pipe: all of stdin")
     write.add_argument(
         "--checkpoint",
@@ -126,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=["tensor", "pipeline"],
         help="under torchrun, what a process has: a share of every matrix, or of the layers; default: tensor",
     )
+    write.add_argument("--adapter", metavar="FOLDER", help="LoRA in peft's layout, added to the model")
     write.add_argument("--chat", action="store_true", help="the prompt is a message to an instruct model")
     write.add_argument(
         "--max-new-tokens", type=int, default=128, metavar="N", help="stop after N tokens; default: %(default)s"
@@ -217,7 +228,7 @@ def _prompt(options: argparse.Namespace) -> str:
 def _generate(options: argparse.Namespace) -> int:
     """The text goes to stdout as it comes, the figures to stderr."""
 
-    from . import Llama, generate, load_checkpoint, parallel
+    from . import Llama, generate, load_checkpoint, lora, parallel
     from .checks import check_quantize
     from .loading.checkpoint import open_as_stored
 
@@ -228,6 +239,8 @@ def _generate(options: argparse.Namespace) -> int:
             f"--parallel {options.parallel} is for several processes: put 'torchrun --nproc-per-node 2 -m' before "
             "llama3_scratch, in the place of python -m"
         )
+    if options.adapter and options.quantize:
+        raise ValueError("--adapter stands beside weights as they are stored: leave --quantize out")
     prompt, dtype = _prompt(options), DTYPES.get(options.dtype)
     check_quantize(options.quantize, options.keep, dtype, None)
     checkpoint = (open_as_stored if options.quantize else load_checkpoint)(options.checkpoint, dtype)
@@ -237,6 +250,8 @@ def _generate(options: argparse.Namespace) -> int:
         model = Llama.from_checkpoint(options.checkpoint, dtype, quantize=options.quantize, keep=options.keep)
     else:
         model = Llama.from_checkpoint(checkpoint)
+    if options.adapter:
+        lora.load(model, options.adapter)
     ids = generate(model, tokens, stop_tokens=tokenizer.stop_tokens, **_settings(options))
     _write(ids, tokenizer, prompt, len(tokens), options)
     return 0
@@ -306,6 +321,8 @@ def _generate_with_others(options: argparse.Namespace) -> int:
         parallel.join()
         if options.quantize:
             raise ValueError("--quantize is for one process: leave it out, or start without torchrun")
+        if options.adapter:
+            raise ValueError("--adapter is for one process: leave it out, or start without torchrun")
         prompt = parallel.from_first(lambda: _prompt(options))
         model: Any = parallel.load(options.checkpoint, options.parallel or "tensor", DTYPES.get(options.dtype))
         tokens, stop_tokens, settings = parallel.from_first(job)
@@ -318,6 +335,8 @@ def _generate_with_others(options: argparse.Namespace) -> int:
         parallel.leave()
     return 0
 
+
+_COMMANDS = {"fetch": _fetch, "run": _run, "lab": _lab, "generate": _generate, "train": training.train_command}
 
 if __name__ == "__main__":
     command_line()

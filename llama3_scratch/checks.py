@@ -393,3 +393,48 @@ def check_chat_format(tokenizer: Any, variables: Collection[str]) -> None:
         raise ValueError("this vocabulary has no control tokens for conversations; is it a base model?")
     if variables:
         raise ValueError(f"there is no chat template here that could take {', '.join(variables)}")
+
+
+def check_settings(settings: Any) -> None:
+    """The fields of training.Settings."""
+    for name, least in (("steps", 1), ("batch_size", 1), ("seq_len", 1), ("warmup", 0), ("seed", 0)):
+        value = getattr(settings, name)
+        if not is_integer(value) or not least <= value <= MOST:
+            raise ValueError(f"{name} must be an integer of at least {least}, not {short(value)}")
+    for name, least, most in (("final_rate", 0, 1), ("weight_decay", 0, 1e30)):
+        _check_number(name, getattr(settings, name), least, most)
+    for name in ("learning_rate", "clip"):
+        value = getattr(settings, name)
+        _check_number(name, value, 0, 1e30)
+        if not value:
+            raise ValueError(f"{name} must be more than 0")
+    if not isinstance(settings.betas, tuple) or len(settings.betas) != 2:
+        raise ValueError(f"betas must be two numbers, not {short(settings.betas)}")
+    for beta in settings.betas:
+        _check_number("betas", beta, 0, 1)
+        if beta == 1:
+            raise ValueError("betas must be below 1: an average that forgets nothing never learns")
+
+
+def _check_number(name: str, value: Any, least: float, most: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        bounds = f"from {least} to {most}" if most < 1e30 else f"of at least {least}"
+        raise ValueError(f"{name} must be a number {bounds}, not {short(value)}")
+
+
+def check_training_ids(ids: Any, seq_len: int) -> None:
+    """A text's ids, long enough for one window."""
+    if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.is_floating_point():
+        raise ValueError(f"the ids of a text must be one row of integers, [tokens], not {short(ids)}")
+    if len(ids) <= seq_len:
+        raise ValueError(f"a text of {len(ids)} tokens is too short: one window takes {seq_len + 1}")
+
+
+def check_lora(rank: Any, alpha: Any, weight: Any) -> None:
+    """The settings of an adapter, and the matrix that it stands beside."""
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        raise ValueError("an adapter stands beside a matrix of floating-point numbers; open the model without quantize")
+    if not is_integer(rank) or not 1 <= rank <= MOST:
+        raise ValueError(f"rank must be an integer of at least 1, not {short(rank)}")
+    if alpha is not None:
+        _check_number("alpha", alpha, -1e30, 1e30)

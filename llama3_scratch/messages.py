@@ -1,6 +1,7 @@
 """Words for what went wrong: values, names and errors in one short line each. And the progress bar."""
 
 import reprlib
+import sys
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, TypeVar
@@ -55,3 +56,11 @@ def progress(items: Iterable[T], what: str, unit: str = "it", delay: float = 2.0
     """The items, with a progress bar if they take longer than `delay` seconds."""
     bar: Iterable[T] = tqdm(items, desc=what, unit=unit, delay=delay, leave=False)
     return bar
+
+
+def say(line: str) -> None:
+    """Print a line at once, above a progress bar if there is one in the same terminal."""
+    if sys.stdout.isatty():
+        tqdm.write(line)
+    else:
+        print(line, flush=True)

@@ -15,7 +15,7 @@ class Tokenizer:
     Attributes: bos_id and eos_id (the ids that open and close a text), add_bos (whether the model was trained with
     every text opened by bos_id), stop_tokens (ids after which there is nothing more to write: the end of a text, or of
     a turn in a conversation), vocab_size, special_tokens (name -> id), pattern (cuts a string before any merge),
-    chat_template (of the folder, if it has one).
+    words (special ones that stand for text, read as such), chat_template (of the folder, if it has one).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -26,7 +26,7 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.add_bos = vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos
         self.stop_tokens, self.vocab_size = vocabulary.stop_tokens, vocabulary.encoding.vocab_size
         self.chat_template = vocabulary.chat_template
-        self._words, self._added, self._encoding = vocabulary.words, vocabulary.added, vocabulary.encoding
+        self.words, self._added, self._encoding = vocabulary.words, vocabulary.added, vocabulary.encoding
 
     def encode(
         self, text: str, bos: bool = False, eos: bool = False, allowed_special: str | Collection[str] = ()
@@ -38,7 +38,7 @@ class Tokenizer:
         that the vocabulary does not have.
         """
         expect(text, str, "a text to encode must be a str")
-        names = check_allowed_special(allowed_special, self.special_tokens) | self._words
+        names = check_allowed_special(allowed_special, self.special_tokens) | self.words
         ids = [check_bos_or_eos(self.bos_id)] if bos else []
         for piece in self._added.cut_out(names, text):
             ids += [piece] if isinstance(piece, int) else self._encoding.encode_ordinary(piece)

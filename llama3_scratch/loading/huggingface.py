@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checks import DTYPES, MOST
@@ -244,6 +245,12 @@ def permute(weight: Tensor, head_dim: int) -> Tensor:
     return unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)  # type: ignore[no-any-return]
 
 
+def unpermute(weight: Tensor, head_dim: int) -> Tensor:
+    """The same backwards, from Meta's order to Hugging Face's; also of a vector, or of LoRA's matrix for these rows."""
+    unflatten: Any = weight.unflatten
+    return unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)  # type: ignore[no-any-return]
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files of the weights. Raises CheckpointError where one is missing."""
     names = list_folder(folder)
@@ -261,6 +268,14 @@ def weight_files(folder: Path) -> list[Path]:
     if strange:
         raise CheckpointError(f"{folder / INDEX_NAME}: {short_name(strange[0])} not found beside it; download it")
     return [folder / name for name in sorted(set(parts.values()))]
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A file for whoever may read the folder: the library alone makes it for its owner. Each tensor has a memory of its
+    own.
+    """
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def map_safetensors(path: Path, dtypes: Mapping[str, torch.dtype]) -> tuple[dict[str, Tensor], Mapping[str, str], bool]:

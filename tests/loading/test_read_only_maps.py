@@ -52,7 +52,31 @@ loss(lora).backward()
 optimizer.step()
 with_lora = lora(tokens)
 """
+OUR_LORA = """
+from llama3_scratch import lora, training
+learning = lora.add(model, 2, ["wq", "w2"])
+first = loss()
+optimizer = torch.optim.AdamW(learning, lr=0.01)
+for _ in range(3):
+    optimizer.zero_grad(); loss().backward(); optimizer.step()
+assert loss() < first and len(in_file()) == len(everything)
+taught = model(tokens)
+"""
 CASES = {
+    "our LoRA": OUR_LORA,
+    "our LoRA, merged": OUR_LORA
+    + """
+lora.merge(model)
+assert torch.allclose(model(tokens), taught, atol=1e-4)
+changed = {name for name in everything if name.endswith(("wq.weight", "w2.weight"))}
+assert in_file() == everything - changed
+""",
+    "our training": """
+from llama3_scratch import training
+model.requires_grad_(True)
+list(training.train(model, torch.arange(1, 200) % 50, training.Settings(steps=3, batch_size=2, seq_len=9)))
+assert not in_file() and not torch.equal(model.norm.weight, original["norm.weight"])
+""",
     "inference keeps all in the file": "assert in_file() == everything",
     "SGD, one by one": TRAIN.format(optimizer="SGD(model.parameters(), lr=0.1, foreach=False)"),
     "SGD, all together": TRAIN.format(optimizer="SGD(model.parameters(), lr=0.1, foreach=True)"),
