@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from .readback import fingerprint, text_of
 
@@ -323,11 +324,11 @@ def lines(
     y_name: str = "",
     log_x: bool = False,
     log_y: bool = False,
-    dots: bool = False,
+    dots: bool | Sequence[str] = False,
     levels: Mapping[str, float] | None = None,
 ) -> Picture:
-    """Curves by name, each (x values, y values), told apart by colour and by dashes. `levels` are horizontal lines, by
-    name.
+    """Curves by name, each (x values, y values), told apart by colour and by dashes. `dots` marks the points of all, or
+    of those named. `levels` are horizontal lines, by name.
     """
     figure, ax = _figure(6.4, 3.4)
     _draw_lines(ax, curves, dots)
@@ -350,9 +351,11 @@ def scatter(
     y_name: str = "",
     names: Mapping[str, tuple[float, float]] | None = None,
     equal: bool = False,
+    log_x: bool = False,
 ) -> Picture:
-    """Points by group, each (x values, y values), told apart by colour and by mark; `names` are written beside points.
-    `equal` draws the line on which both values are the same.
+    """Points by group, each (x values, y values), told apart by colour and by mark; `names` are written beside points,
+    to the right of them, or where that would cover another name or leave the picture, elsewhere around them. `equal`
+    draws the line on which both values are the same.
     """
     figure, ax = _figure(6.4, 3.8)
     for i, (name, (x, y)) in enumerate(groups.items()):
@@ -361,13 +364,14 @@ def scatter(
     if equal:
         both = [v for x, y in groups.values() for values in (x, y) for v in _array(values)]
         ax.plot([min(both), max(both)], [min(both), max(both)], color="#777777", linewidth=1, linestyle=(0, (6, 3)))
-    for name, (x_at, y_at) in (names or {}).items():
-        ax.annotate(name, (float(x_at), float(y_at)), xytext=(5, 4), textcoords="offset points", fontsize=8)
     ax.grid(color="#E5E5E5", linewidth=0.6)
     ax.margins(0.08)
+    if log_x:
+        _log_scale(ax, "x")
     ax.set(title=title, xlabel=x_name, ylabel=y_name)
     if len(groups) > 1:
         ax.legend(frameon=False)
+    _name_points(ax, names or {})
     return Picture(figure)
 
 
@@ -390,6 +394,8 @@ def panels(
         if name in log_y:
             _log_scale(ax, "y")
         ax.set_title(name, loc="left", fontsize=9)
+    if all(isinstance(value, int) for curves in parts.values() for x, _ in curves.values() for value in x):
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))  # between two steps there is none
     axes[-1].set_xlabel(x_name)
     figure.suptitle(title)
     return Picture(figure)
@@ -594,16 +600,39 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 def _draw_lines(
     ax: Axes,
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    dots: bool = False,
+    dots: bool | Sequence[str] = False,
     legend: bool = True,
 ) -> None:
     """Curves by name; one that has only two points, such as a level to compare with, gets no dots."""
     for i, (name, (x, y)) in enumerate(curves.items()):
         style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": _MARKS[i % len(_MARKS)]}
-        ax.plot(_array(x), _array(y), label=name, marker="." if dots and len(x) > 2 else "", linewidth=1.6, **style)
+        dotted = len(x) > 2 and (name in dots if isinstance(dots, Sequence) else dots)
+        ax.plot(_array(x), _array(y), label=name, marker="." if dotted else "", linewidth=1.6, **style)
     ax.grid(color="#E5E5E5", linewidth=0.6)
     if legend and len(curves) > 1:
         ax.legend(frameon=False)
+
+
+def _name_points(ax: Axes, names: Mapping[str, tuple[float, float]]) -> None:
+    """Names beside points: at the first place around each where no other name or named point is in the way."""
+    if not names:
+        return
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # now it is known where things will be
+    points = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in ax.transData.transform([*names.values()])]
+    written: list[Bbox] = []
+    for i, (name, (x_at, y_at)) in enumerate(names.items()):
+        in_the_way = points[:i] + points[i + 1 :] + written
+        for x, y, ha in ((5, 4, "left"), (-5, 4, "right"), (5, -10, "left"), (-5, -10, "right")):
+            style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "ha": ha}
+            text = ax.annotate(name, (float(x_at), float(y_at)), xytext=(x, y), **style)
+            box = text.get_window_extent().padded(1)
+            if ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and not box.count_overlaps(in_the_way):
+                break
+            text.remove()
+        else:  # none is free: the first
+            style["ha"] = "left"
+            ax.annotate(name, (float(x_at), float(y_at)), xytext=(5, 4), **style)
+        written.append(box)
 
 
 def _log_scale(ax: Axes, which: str) -> None:

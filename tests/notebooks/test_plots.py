@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers import assert_words_stay_apart
 from matplotlib import colormaps
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex, to_rgb
@@ -413,6 +414,19 @@ def test_lines_show_the_numbers_given():
     assert line.get_xydata().tolist() == [[1, 5], [2, 4], [3, 6]]
 
 
+def test_only_the_curves_that_are_named_get_dots():
+    curves = {"law": ([1, 2, 3], [5, 4, 3]), "measured": ([1, 2, 3], [5.1, 3.9, 3.2])}
+    markers = [line.get_marker() for line in plots.lines(curves, dots=["measured"]).axes[0].lines]
+    assert markers == ["", "."]
+    assert [line.get_marker() for line in plots.lines(curves, dots=True).axes[0].lines] == [".", "."]
+
+
+def test_between_two_steps_panels_have_no_tick():
+    part = {"a": (range(20), [float(i) for i in range(20)])}
+    ticks = plots.panels({"one": part, "two": part}, x_name="step").axes[-1].get_xticks()
+    assert all(tick == round(tick) for tick in ticks)
+
+
 def test_scattered_points_lie_where_they_were_put():
     points = {"a": ([0.5, -1.0], [2.0, 0.25]), "b": ([1.0], [3.0])}
     picture = plots.scatter(points, "T", "x", "y", names={"far": (1.0, 3.0)}, equal=True)
@@ -421,6 +435,16 @@ def test_scattered_points_lie_where_they_were_put():
     assert [text.get_text() for text in picture.axes[0].texts] == ["far"]
     moved = plots.scatter({**points, "b": ([1.0], [3.1])}, "T", "x", "y", names={"far": (1.0, 3.0)}, equal=True)
     assert repr(moved) != repr(picture)
+
+
+def test_names_beside_points_stay_apart():
+    """At one place all names would be written over each other; there is room for four around a point."""
+    names = {f"point {name}": (1.0 + 0.001 * i, 2.0) for i, name in enumerate("abcd")}
+    names |= {"far to the left, with a long name": (0.1, 1.0), "far to the right, with a long name": (10.0, 1.0)}
+    picture = plots.scatter({"": tuple(zip(*names.values(), strict=True))}, names=names, log_x=True)
+    assert [text.get_text() for text in picture.axes[0].texts] == list(names)
+    assert picture.axes[0].get_xscale() == "log"
+    assert_words_stay_apart(picture)
 
 
 def test_bars_are_as_long_as_the_numbers_given():
