@@ -22,7 +22,9 @@ from prose import CODE, FORMULA, NO_PROSE, blank
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from llama3_scratch import Checkpoint, circuits, functional, lenses, parallel, trace
+from llama3_scratch import Checkpoint, circuits, functional, lenses, lora, parallel, trace
+from llama3_scratch.lora import LoRA
+from llama3_scratch.model import Linear
 from llama3_scratch.params import PUBLISHED, ModelArgs
 
 PARAMS = ModelArgs(24, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=50, multiple_of=20, norm_eps=1e-2)
@@ -532,7 +534,162 @@ def many_machines() -> None:
     seconds_in_a_ring()
 
 
+def adam_step() -> None:
+    """Adam's first step: each number moves by one rate, m / sqrt(v) being its gradient's sign."""
+    weight, gradient = dice(7, seed=70), dice(7, seed=71)
+    betas, rate = (0.9, 0.95), 0.01
+    m = (1 - betas[0]) * gradient / (1 - betas[0])
+    v = (1 - betas[1]) * gradient**2 / (1 - betas[1])
+    assert_close(m / v.sqrt(), gradient.sign())
+    pupil = torch.nn.Parameter(weight.clone())
+    pupil.grad = gradient
+    torch.optim.AdamW([pupil], lr=rate, betas=betas, weight_decay=0.0, eps=1e-30).step()
+    assert_close(pupil.detach(), weight - rate * m / v.sqrt())
+
+
+def adapted_and_moved() -> None:
+    torch.manual_seed(0)
+    adapter = lora.LoRA(torch.nn.Linear(6, 5, bias=False, dtype=torch.float64), 2, alpha=3)
+    torch.nn.init.normal_(adapter.B)
+    adapted = adapter.linear.weight + adapter.alpha / 2 * adapter.B @ adapter.A
+    x = dice(4, 6)
+    assert_close(adapter(x), x @ adapted.T, **CLOSE)
+    p, q = (softmax_of(dice(4, 9, seed=seed)) for seed in (1, 2))
+    assert_close((p * (p / q).log()).sum(-1).mean(), F.kl_div(q.log(), p, reduction="batchmean"))
+
+
+def beside_a_matrix() -> None:
+    """One matrix W + B A does what both ways do together, and the gradient of either factor has the other in it."""
+    w, b, a, x = dice(7, 5, seed=1), dice(7, 2, seed=2), dice(2, 5, seed=3), dice(5, seed=4)
+    linear = Linear(5, 7, bias=False)
+    thin = LoRA(linear, 2)
+    for mine, values in ((linear.weight, w), (thin.A, a), (thin.B, b)):
+        mine.data = values
+    assert_close(thin(x), (w + b @ a) @ x)
+    assert torch.linalg.matrix_rank(b @ a) == 2
+
+
+def minus_log() -> None:
+    logits = dice(9)
+    p = softmax_of(logits)[3]
+    assert_close(F.cross_entropy(logits[None], torch.tensor([3])), -torch.log(p))
+
+
+def power_law() -> None:
+    """A law without floor loses the same share with each doubling; with one, what is above the floor does."""
+    a, c, f = 7.0, 0.3, 2.0
+    n = 10.0 ** torch.arange(3, 9, dtype=torch.float64)
+    for floor in (0.0, f):
+        loss = floor + a / n**c
+        doubled = floor + a / (2 * n) ** c
+        assert_close((doubled - floor) / (loss - floor), torch.full_like(n, 2**-c))
+        slopes = (loss - floor).log().diff() / n.log().diff()  # a straight line over ln N
+        assert_close(slopes, torch.full_like(slopes, -c))
+
+
+def six_operations() -> None:
+    """Forward 2 and backward 4 for each weight and token, as torch counts them."""
+    weights, tokens = torch.ones(10, 20, requires_grad=True), torch.ones(3, 20, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        F.linear(tokens, weights).sum().backward()
+    assert counter.get_total_flops() == 6 * weights.numel() * len(tokens)
+
+
+def attention_operations() -> None:
+    d, pairs = 8, SEQ * SEQ
+    q, k, v = torch.ones(3, SEQ, d)
+    for product in (lambda: q @ k.T, lambda: torch.ones(SEQ, SEQ) @ v):
+        with FlopCounterMode(display=False) as counter:
+            product()
+        assert counter.get_total_flops() == 2 * d * pairs
+
+
+def largest_training() -> None:
+    numbers = sum(math.prod(shape) for shape in PUBLISHED["Llama 3.1 405B"].weight_shapes().values())
+    assert abs(6 * numbers * 15.6e12 / 3.8e25 - 1) < 0.01
+
+
+def sums_on_a_clock() -> None:
+    p, a, b = 43, 30, 25
+    for speed in (1, 7):
+        u, v, both = (2 * math.pi * speed * n / p for n in (a, b, (a + b) % p))
+        assert math.isclose(math.cos(u) * math.cos(v) - math.sin(u) * math.sin(v), math.cos(both))
+        assert math.isclose(math.cos(u + v), math.cos(both))
+
+
+def best_shares() -> None:
+    """Where the derivative is zero, neither more numbers nor more tokens help."""
+    a, b, alpha, beta, pairs = 406.4, 410.7, 0.34, 0.28, 1e20
+
+    def loss(n: float) -> float:
+        return a / n**alpha + b / (pairs / n) ** beta
+
+    n = (alpha * a / (beta * b) * pairs**beta) ** (1 / (alpha + beta))
+    assert loss(n) < min(loss(n * 1.01), loss(n / 1.01))
+
+
+def mixed_counts() -> None:
+    """Witten and Bell's mixture: who looks `kinds` times at the shorter run and `times` at the counts. The chances of all
+    tokens add up to 1, none is 0, and the mixture is the one with weights times / (times + kinds) and the rest.
+    """
+    shorter, counts = [0.5, 0.25, 0.125, 0.125], [6, 0, 2, 0]
+    times, kinds = sum(counts), sum(count > 0 for count in counts)
+    mixed = [(count + kinds * p) / (times + kinds) for count, p in zip(counts, shorter, strict=True)]
+    assert math.isclose(sum(mixed), 1) and min(mixed) > 0
+    trust = times / (times + kinds)
+    by_parts = [trust * count / times + (1 - trust) * p for count, p in zip(counts, shorter, strict=True)]
+    assert all(math.isclose(a, b) for a, b in zip(mixed, by_parts, strict=True))
+
+
+def training_step() -> None:
+    """The loss, AdamW's step and the operations of notebook 17's summary, in plain Python, beside torch's."""
+    rows = dice(SEQ, 9, seed=80)
+    by_hand = -sum(math.log(softmax_of(rows[i])[IDS[i + 1]]) for i in range(SEQ - 1)) / (SEQ - 1)
+    assert math.isclose(by_hand, F.cross_entropy(rows[:-1], IDS[1:]).item())
+    beta_1, beta_2, decay, eps = 0.9, 0.95, 0.1, 1e-8
+    pupil = torch.nn.Parameter(dice(1, seed=81))
+    theirs = torch.optim.AdamW([pupil], betas=(beta_1, beta_2), weight_decay=decay, eps=eps)
+    w, m, v = pupil.item(), 0.0, 0.0
+    for t, gradient in enumerate(dice(6, seed=82).tolist(), start=1):
+        rate = 0.01 * t
+        m = beta_1 * m + (1 - beta_1) * gradient
+        v = beta_2 * v + (1 - beta_2) * gradient**2
+        w = (1 - rate * decay) * w - rate * (m / (1 - beta_1**t)) / (math.sqrt(v / (1 - beta_2**t)) + eps)
+        pupil.grad = torch.full_like(pupil, gradient)
+        theirs.param_groups[0]["lr"] = rate
+        theirs.step()
+        assert math.isclose(w, pupil.item(), rel_tol=1e-9)
+    six_operations()
+
+
 FORMULAS: dict[str, Callable[[], None] | str] = {
+    # 17, how far it goes
+    r"$L = a / N^c$": power_law,
+    r"$L = f + a / N^c$": power_law,
+    r"$\ln (L - f)$": power_law,
+    r"$\ln N$": power_law,
+    r"$6 N D$": six_operations,
+    r"$2 d$": attention_operations,
+    r"$3.8 \cdot 10^{25}$": largest_training,
+    r"$L = E + A / N^\alpha + B / D^\beta$": best_shares,
+    r"$a + b$": sums_on_a_clock,
+    r"$b + a$": sums_on_a_clock,
+    r"$\cos(u + v) = \cos u \cos v - \sin u \sin v$": sums_on_a_clock,
+    r"$x_1, \dots, x_T$": "the tokens of a text",
+    r"$\eta_t$": "the rate of step t",
+    r"$\lambda$": "the weight decay",
+    r"$1 - \beta^t$": training_step,
+    r"""$$
+p_n = \frac{\text{count} + \text{kinds} \cdot p_{n-1}}{\text{times} + \text{kinds}}
+$$""": mixed_counts,
+    r"""$$
+\begin{aligned}
+\text{loss} &= -\frac{1}{T - 1} \sum_{i=1}^{T-1} \ln p(x_{i+1} \mid x_1, \dots, x_i) \\
+m_t &= \beta_1 m_{t-1} + (1 - \beta_1)\, g_t \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2 \\
+w_t &= (1 - \eta_t \lambda)\, w_{t-1} - \eta_t\, \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \varepsilon} \\
+\text{operations} &\approx 6 N D
+\end{aligned}
+$$""": training_step,
     # 15
     r"$$\sum_j x_j\, s_i\, q_{ij} \;=\; s_i \sum_j x_j\, q_{ij}$$": rows_scaled_afterwards,
     r"$d\,q + m$": nibbles_from_the_middle,
@@ -541,6 +698,9 @@ FORMULAS: dict[str, Callable[[], None] | str] = {
     r"$q - 8$": nibbles_from_the_middle,
     r"$$d\,q + m \;=\; d\,(q - 8) + (m + 8 d)$$": nibbles_from_the_middle,
     r"$$W\, x \;=\; \bigl(W \operatorname{diag}(s)\bigr)\,\bigl(\operatorname{diag}(s)^{-1}\, x\bigr)$$": columns_scaled,
+    # 17
+    r"$\sqrt{v}$": adam_step,
+    r"$m / \sqrt{v}$": adam_step,
     # 16
     r"$rS/N$": dealt_out,
     r"$(r+1)S/N$": dealt_out,
@@ -742,6 +902,11 @@ w &\approx d\,q + m
 && \text{one text}
 \end{aligned}
 $$""": under_a_roof,
+    # Notebook 18
+    r"$r$": "the rank of an adapter",
+    r"$A$": "a matrix of an adapter",
+    r"$B$": "a matrix of an adapter",
+    r"$$W' \;=\; W + \tfrac{\alpha}{r}\, B A \qquad\qquad \text{KL}(p \,\|\, q) \;=\; \sum_t p_t \ln \frac{p_t}{q_t}$$": adapted_and_moved,
     # Notebook 16, second part
     r"$\ell$": over_a_wire,
     r"$W / (N B)$": over_a_wire,
@@ -759,6 +924,11 @@ t_{\text{pipeline}} &= \frac{W}{B} + N \ell && \text{one token} \\
 \text{lost} &= \frac{p - 1}{m + p - 1} && m \text{ pieces, } p \text{ stages}
 \end{aligned}
 $$""": many_machines,
+    # Notebook 18, first part
+    r"$-\ln P$": minus_log,
+    r"$$\text{KL}(p \,\|\, q) = \sum_t p_t \ln \frac{p_t}{q_t}$$": divergence,
+    r"$W + BA$": beside_a_matrix,
+    r"$BA$": beside_a_matrix,
 }
 # Names of things, and shapes: what a formula says of them, the text says, too.
 PLAIN = re.compile(

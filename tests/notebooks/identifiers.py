@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 from prose import spans
 
 import llama3_scratch
-from llama3_scratch import batching, chat, diagrams, functional, generation, model, params, plots
+from llama3_scratch import batching, chat, diagrams, functional, generation, lora, model, params, plots, training
 from llama3_scratch import cache as kv_cache
 from llama3_scratch.params import ModelArgs
 
@@ -35,6 +35,8 @@ MODULES = {
     "batching": batching,
     "chat": chat,
     "cache": kv_cache,
+    "lora": lora,
+    "training": training,
     "Llama": llama3_scratch.Llama,
     "Tokenizer": llama3_scratch.Tokenizer,
     "tokenizer": llama3_scratch.Tokenizer,
@@ -43,7 +45,7 @@ MODULES = {
 
 # Names from elsewhere, and whose they are.
 FOREIGN = {
-    "our settings": "LLAMA3_CHECKPOINT LLAMA3_PROMPT LLAMA3_HOME LLAMA3_DTYPE",
+    "our settings": "LLAMA3_CHECKPOINT LLAMA3_PROMPT LLAMA3_HOME LLAMA3_DTYPE LLAMA3_TEXT",
     "files of checkpoints": "params.json config.json generation_config.json tokenizer_config.json tokenizer.json "
     "tokenizer.model model.safetensors model.safetensors.index.json consolidated.00.pth data.pkl "
     "pytorch_model.bin chat_template.jinja",
@@ -68,7 +70,7 @@ def existing() -> set[str]:
         names |= set(dir(module))
     tiny = ModelArgs(dim=8, n_layers=2, n_heads=1, vocab_size=8)
     names |= set(dir(tiny)) | {part for key in tiny.weight_shapes() for part in key.split(".")}
-    names |= {argument for module in (functional, generation, batching, chat) for argument in arguments(module)}
+    names |= {argument for module in (functional, generation, batching, chat, lora) for argument in arguments(module)}
     return names
 
 

@@ -77,6 +77,28 @@ STEPS = {
     "14_lenses": ["logit_lens(", "jacobian_lens(", "functional.forward(", "jvp("],
     "15_small_and_fast": ["get_total_flops()", "logits.amax(-1)", "generate_by_lookup("],
     "16_many_machines": ["functional.feed_forward(", "functional.forward(", "parallel.part_of(", "talk("],
+    "17_training": [
+        "F.cross_entropy(",
+        "training.loss(",
+        "byte_pairs.learn_merges(",
+        "training.batch(",
+        "adamw(",
+        "torch.optim.AdamW(",
+        "nn.utils.clip_grad_norm_(",
+        "training.learning_rate(",
+        "training.update(",
+        "training.memory(",
+    ],
+    "18_teach_it_42": [
+        "training.loss(",
+        "F.kl_div(",
+        "wq.weight + thin.B @ thin.A",
+        "theirs(lesson)",
+        "close(model.norm.weight, gain",
+        "answer_logs(base, below[-1])",
+        "taught(lesson)",
+        "part.linear.weight + part.B @ part.A",
+    ],
 }
 
 
