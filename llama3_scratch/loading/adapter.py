@@ -8,36 +8,33 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks import DTYPES
 from ..messages import CheckpointError, short, short_name
 from ..params import ModelArgs
 from .files import ADAPTER_CONFIG_NAME, ADAPTER_NAME, finished_folder, read_json, write_whole
-from .huggingface import huggingface_name, map_safetensors, permute, unpermute, write_safetensors
+from .huggingface import SAFETENSORS_DTYPES, huggingface_name, map_safetensors, permute, unpermute, write_safetensors
 
 _PREFIX = "base_model.model."
-# What peft can do and is not done here, with the values that mean that it does not.
-_OFF: dict[str, tuple[object, ...]] = {
+# What peft can do and is not done here: keys that must be off,
+_OFF = (
+    "fan_in_fan_out",
+    "lora_bias",
+    "modules_to_save",
+    "layer_replication",
+    "rank_pattern",
+    "alpha_pattern",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+# and keys with the values that can be read. Other ways to begin (PiSSA, OLoRA, ...) change the matrices beside which
+# they start, and go on to mean a difference from these.
+_PLAIN: dict[str, tuple[object, ...]] = {
     "bias": ("none",),
-    "fan_in_fan_out": (False,),
-    "use_rslora": (False,),
-    "use_dora": (False,),
-    "use_qalora": (False,),
-    "lora_bias": (False,),
-    "modules_to_save": (None, []),
-    "layer_replication": (None,),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
-    "alora_invocation_tokens": (None,),
-    "arrow_config": (None,),
-    "kasa_config": (None,),
-    "monteclora_config": (None,),
-    "use_bdlora": (None, False),
-    # Others (PiSSA, OLoRA, ...) change the matrices beside which they start, and go on to mean a difference from these.
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
 }
-_DTYPES = {"F32": DTYPES["float32"], "F16": DTYPES["float16"], "BF16": DTYPES["bfloat16"], "F64": DTYPES["float64"]}
 
 
 def write_adapter(adapters: Mapping[str, Any], params: ModelArgs, folder: Path) -> Path:
@@ -81,17 +78,15 @@ def read_adapter(folder: Path, params: ModelArgs) -> dict[str, tuple[Tensor, Ten
     config = read_json(path)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type is {short(config.get('peft_type'))}; only LORA can be read here")
-    for key, values in _OFF.items():
-        if config.get(key) and config[key] not in values:
-            raise CheckpointError(f"{path}: {key} is {short(config[key])}, which is not read here")
-    for key in config:  # of a version that can do more
-        if key.startswith("use_") and key not in _OFF and config[key]:
-            raise CheckpointError(f"{path}: {short_name(key)} is {short(config[key])}, which is not read here")
+    for key, value in config.items():  # every use_...: a later version can do more
+        off = key in _OFF or key.startswith("use_")
+        if value and (off or (key in _PLAIN and value not in _PLAIN[key])):
+            raise CheckpointError(f"{path}: {short_name(key)} is {short(value)}, which is not read here")
     alpha = config.get("lora_alpha")
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < 1e30:
         raise CheckpointError(f"{path}: lora_alpha must be a number, not {short(alpha)}")
     file = folder / ADAPTER_NAME
-    stored, _, _ = map_safetensors(file, _DTYPES)
+    stored, _, _ = map_safetensors(file, SAFETENSORS_DTYPES)
     shapes = params.weight_shapes()
     places = {f"{_PREFIX}{huggingface_name(key).removesuffix('.weight')}": key for key in shapes if _is_matrix(key)}
     read = {}

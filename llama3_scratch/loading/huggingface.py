@@ -74,7 +74,7 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
 }
-_DTYPES = {in_safetensors: dtype for dtype, in_safetensors, _ in STORED_DTYPES}
+SAFETENSORS_DTYPES = {in_safetensors: dtype for dtype, in_safetensors, _ in STORED_DTYPES}
 
 
 def read_params(folder: Path) -> ModelArgs:
@@ -180,7 +180,7 @@ def read_weights(folder: Path, params: ModelArgs, dtype: torch.dtype | None = No
     """
     config = read_json(folder / CONFIG_NAME)
     paths = weight_files(folder)
-    files, _, read_only = zip(*(map_safetensors(path, _DTYPES) for path in paths), strict=True)
+    files, _, read_only = zip(*(map_safetensors(path, SAFETENSORS_DTYPES) for path in paths), strict=True)
     where = paths[0] if len(paths) == 1 else folder / INDEX_NAME
     stored = {key: tensor for file in files for key, tensor in file.items()}
     stored = {key: t for key, t in stored.items() if not key.endswith("rotary_emb.inv_freq")}  # computed, not learned

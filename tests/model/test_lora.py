@@ -447,7 +447,7 @@ def test_a_rank_of_nothing_is_refused_and_one_beyond_the_shorter_side_read_as_by
     file = folder / "adapter_model.safetensors"
     save_file({k: torch.ones(rank, 32) if "_A" in k else torch.ones(16, rank) for k in load_file(file)}, file)
     if not rank:
-        return refused(new(), folder, "lora_A")
+        return refused(new(), folder, "empty")
     model = new()
     lora.load(model, folder)
     assert {one.rank for one in lora.adapters(model).values()} == {rank}
