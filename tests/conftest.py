@@ -40,6 +40,18 @@ def pytest_collection_modifyitems(items):
     items[:] = notebooks[::2] + others[:middle] + notebooks[1::2] + others[middle:]
 
 
+@pytest.fixture(autouse=True)
+def environment():
+    """What a test changes in the environment ends with it. `run` sets which kernels multiply: processes that later
+    tests start would have other digits, and take four times as long.
+    """
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """Name -> folder of a tiny checkpoint made by this run, since those in checkpoints/ may be an older version's."""
