@@ -337,9 +337,7 @@ def lines(
     if log_y:
         _log_scale(ax, "y")
     ax.set(title=title, xlabel=x_name, ylabel=y_name)
-    for name, level in (levels or {}).items():
-        ax.axhline(level, color="#777777", linewidth=1, linestyle=(0, (6, 3)))
-        ax.text(0.01, level, name, va="bottom", fontsize=8, color="#555555", transform=ax.get_yaxis_transform())
+    _draw_levels(ax, levels or {})
     return Picture(figure)
 
 
@@ -607,10 +605,29 @@ def _draw_lines(
     for i, (name, (x, y)) in enumerate(curves.items()):
         style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": _MARKS[i % len(_MARKS)]}
         dotted = len(x) > 2 and (name in dots if isinstance(dots, Sequence) else dots)
-        ax.plot(_array(x), _array(y), label=name, marker="." if dotted else "", linewidth=1.6, **style)
+        alone = dotted and not isinstance(dots, bool)  # among curves without, points that must be found
+        size = 9 if alone else None
+        ax.plot(_array(x), _array(y), label=name, marker="." if dotted else "", ms=size, linewidth=1.6, **style)
     ax.grid(color="#E5E5E5", linewidth=0.6)
     if legend and len(curves) > 1:
         ax.legend(frameon=False)
+
+
+def _draw_levels(ax: Axes, levels: Mapping[str, float]) -> None:
+    """Dashed lines across, each with its name: on the left, or where a curve would go through that, elsewhere."""
+    curves = list(ax.lines)
+    for level in levels.values():
+        ax.axhline(level, color="#777777", linewidth=1, linestyle=(0, (6, 3)))
+    if levels:
+        ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # now it is known where things will be
+    paths = [line.get_path().transformed(line.get_transform()) for line in curves]
+    for name, level in levels.items():
+        style: dict[str, Any] = {"fontsize": 8, "color": "#555555", "transform": ax.get_yaxis_transform()}
+        text = ax.text(0.01, level, name, va="bottom", **style)
+        for x, ha in ((0.01, "left"), (0.99, "right"), (0.5, "center"), (0.01, "left")):  # none is free: the first
+            text.set(x=x, ha=ha)
+            if not any(path.intersects_bbox(text.get_window_extent(), filled=False) for path in paths):
+                break
 
 
 def _name_points(ax: Axes, names: Mapping[str, tuple[float, float]]) -> None:
