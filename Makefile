@@ -65,8 +65,9 @@ else
 MAKE_VENV := echo "$(SAY_$(firstword $(FOUND)))" >&2; exit 1
 endif
 
-# Prints the command, and then what is being downloaded.
-INSTALL = @if $(BIN)/python -c 'import pip' 2>/dev/null; then set -- $(BIN)/python -m pip install; \
+# Prints the command, and then what is being downloaded. Nothing is compiled beforehand: Python does it with what is
+# imported, and that is a small part.
+INSTALL = @if $(BIN)/python -c 'import pip' 2>/dev/null; then set -- $(BIN)/python -m pip install --no-compile; \
 	else set -- uv pip install --python $(BIN)/python; fi; set -x; "$$@" --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
