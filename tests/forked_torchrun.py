@@ -1,6 +1,7 @@
 """torchrun without its start: the processes that a notebook asks for are forks of the one that runs its cells, which
 has imported everything. Each would take three seconds for that, and a notebook starts some twenty. What they do with
-each other is the same. (Under nbval, and for a reader, torchrun itself starts them.)
+each other is the same. For a reader, torchrun itself starts them; under nbval, the first ones of a notebook
+(`ForkedElsewhere`).
 """
 
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from multiprocessing import Pipe
 from pathlib import Path
 
 _RUN = subprocess.run
@@ -17,7 +19,7 @@ _RUN = subprocess.run
 
 def run(command, *arguments, **options):
     """subprocess.run, but for `python -m torch.distributed.run ... --nproc-per-node N SCRIPT ARGUMENTS`."""
-    if not isinstance(command, list) or "torch.distributed.run" not in command:
+    if not _is_torchrun(command):
         return _RUN(command, *arguments, **options)
     at = command.index("--nproc-per-node")
     size, script, *given = command[at + 1 :]
@@ -36,6 +38,40 @@ def run(command, *arguments, **options):
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         said, complained = ("".join(file.read_text("utf-8") for file in each) for each in (out, err))
     return subprocess.CompletedProcess(command, 1 if any(codes) else 0, said, complained)
+
+
+class ForkedElsewhere:
+    """`run` for a notebook's kernel, which has threads and so cannot well be forked: a process that was set aside
+    before makes the forks. The first torchrun of a notebook is torchrun itself; all of them have one command line, but
+    for the script and the number.
+    """
+
+    def __init__(self):
+        self.first = True
+        self.asks, asked = Pipe()
+        if os.fork():
+            asked.close()
+            return
+        try:
+            self.asks.close()  # or this process never learns that all others have ended
+            while True:
+                command, options = asked.recv()
+                asked.send(run(command, **options))
+        except EOFError:
+            os._exit(0)
+        finally:
+            os._exit(1)
+
+    def __call__(self, command, *arguments, **options):
+        if self.first or not _is_torchrun(command):
+            self.first = self.first and not _is_torchrun(command)
+            return _RUN(command, *arguments, **options)
+        self.asks.send((command, options))
+        return self.asks.recv()
+
+
+def _is_torchrun(command: object) -> bool:
+    return isinstance(command, list) and "torch.distributed.run" in command
 
 
 def _fork(script: str, given: list[str], environment: dict[str, str], out: Path, err: Path) -> int:

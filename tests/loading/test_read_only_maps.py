@@ -212,40 +212,21 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(scope="module")
-def said(tmp_path_factory):
-    """Cases -> what the runner says of them, line by line, and its stderr. One runner for all tests here."""
-    errors = tmp_path_factory.mktemp("runner") / "stderr"
-    with errors.open("w") as stderr:
-        command = [sys.executable, "-c", RUNNER]
-        runner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
-
-    def of(folder, cases):
-        runner.stdin.write(json.dumps([[str(folder)], SETUP, END, cases]) + "\n")
-        runner.stdin.flush()
-        lines = []
-        while lines[-1:] != ["done\n"]:
-            lines.append(runner.stdout.readline())
-            assert lines[-1], errors.read_text()
-        return [line.rstrip("\n") for line in lines[:-1]], errors.read_text()[-3000:]
-
-    with runner:
-        yield of
+# What the runner must tell of, or all else would be fine to it.
+WRONG = {"through a view": "model.norm.weight.detach().zero_()", "a failure": "assert False"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its processes are forks")
-@pytest.mark.parametrize("name", ["tiny-ratio3", "tiny-ratio4"])  # tied and not
-def test_nothing_that_one_does_with_a_model_writes_to_its_file(tiny_folder, said, name):
-    failed, errors = said(tiny_folder(name), CASES)
-    assert not failed, errors
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="its processes are forks")
-def test_the_runner_tells_of_a_write_that_ends_the_process(tiny_folder, said):
-    cases = {"through a view": "model.norm.weight.detach().zero_()", "a failure": "assert False", "fine": ""}
-    failed, errors = said(tiny_folder("tiny-ratio3"), cases)
-    assert failed[1:] == ["a failure 1"]
-    assert failed[0] in ("through a view -11", "through a view -7"), errors
+def test_nothing_that_one_does_with_a_model_writes_to_its_file_and_a_write_ends_the_process(tiny_folder):
+    names = "tiny-ratio3", "tiny-ratio4"  # tied and not
+    asked = [json.dumps([[str(tiny_folder(name))], SETUP, END, CASES | WRONG]) + "\n" for name in names]
+    command = [sys.executable, "-c", RUNNER]
+    done = subprocess.run(command, input="".join(asked), capture_output=True, text=True)
+    said, errors = done.stdout.splitlines(), done.stderr[-3000:]
+    assert len(said) == len(names) * 3, (said, errors)
+    for view, failure, end in zip(said[0::3], said[1::3], said[2::3], strict=True):
+        assert view in ("through a view -11", "through a view -7"), errors
+        assert (failure, end) == ("a failure 1", "done"), errors
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory on Linux only")

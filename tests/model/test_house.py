@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ THIRD_PARTY = {"torch"}  # and tqdm, for the progress bar, in messages
 DOORS = {("model", "from_checkpoint"), ("tokenizer", "__init__")}
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Name within the package -> file: `functional`, `loading.pth`, ..."""
     return {
@@ -25,6 +27,7 @@ def modules() -> dict[str, Path]:
     }
 
 
+@cache
 def imports(name: str, path: Path) -> list[tuple[str, str]]:
     """What a module imports, inside its functions as well: (module or package, function around the import or "")."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

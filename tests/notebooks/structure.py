@@ -1,5 +1,6 @@
 """The form of a notebook: headings, cells' names, tags, links, and images that belong to the text beside them."""
 
+import ast
 import base64
 import re
 import struct
@@ -9,19 +10,21 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cells import NOTEBOOKS, ROOT, read, tags
+from cells import NOTEBOOKS, ROOT, code_cells, read, tags
 from inventory import HOSTS, headings, links
 from nbformat import NotebookNode
 
 from llama3_scratch.readback import fingerprint
 
 TAGS = {
+    "any-checkpoint",
     "answers",
     "check",
     "exercise",
     "guess",
     "every-digit",
     "last-digits",
+    "second-digits",
     "nbval-check-output",
     "nbval-ignore-output",
     "own-model",
@@ -167,4 +170,27 @@ def wrong_pictures(notebook: NotebookNode, path: Path) -> Iterator[str]:
             yield f"{cell.id}: the image is not the one that its text tells of"
 
 
-CHECKS = (wrong_headings, wrong_names, wrong_order, wrong_tags, wrong_links, wrong_pictures)
+def wrong_any_checkpoint(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """Cells that claim to do the same on any checkpoint, and use what was made from it, or from the prompt."""
+    made_from_it = {"load_checkpoint", "read_prompt"}
+    for cell in code_cells(notebook):
+        for statement in ast.parse(cell.source).body:
+            names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
+            used = {name.id for name in names} & made_from_it
+            if used and "any-checkpoint" in tags(cell):
+                yield f"{cell.source.splitlines()[0]} uses {used}"
+            if used and isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+                made_from_it.add(statement.name)
+            elif used:
+                made_from_it |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+
+
+CHECKS = (
+    wrong_headings,
+    wrong_names,
+    wrong_order,
+    wrong_tags,
+    wrong_links,
+    wrong_pictures,
+    wrong_any_checkpoint,
+)

@@ -268,6 +268,7 @@ DONE = {
     "a question dropped": ("04", drop("At position 100, which hands")),
     "facts lost": ("04", lose_facts),
     "tag own-model lost": ("13", lose_tag("own-model")),
+    "tag any-checkpoint lost": ("01", lose_tag("any-checkpoint")),
     "a control dropped": ("13", drop("control = induction(")),
     "another control dropped": ("14", drop("def shuffled(text)")),
 }

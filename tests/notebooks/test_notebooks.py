@@ -109,12 +109,13 @@ def test_every_picture_has_a_text_for_those_who_cannot_see_it(path):
 
 def solved(path, folder, facts=False):
     """A copy of the notebook with solved exercises. With `facts`, what its prose says is checked on the way; without,
-    the checks of the exercises are tried on wrong answers, and what trains a model of its own is left out: it would do
-    the same again, whatever the checkpoint.
+    the checks of the exercises are tried on wrong answers, and what trains a model of its own, or is tagged
+    any-checkpoint, is left out: it would do the same again, whatever the checkpoint.
     """
     notebook = with_solutions(nbformat.read(path, as_version=4), trials=not facts)
     if not facts:
-        notebook.cells = [cell for cell in notebook.cells if "own-model" not in cell.metadata.get("tags", [])]
+        again = {"own-model", "any-checkpoint"}
+        notebook.cells = [cell for cell in notebook.cells if not again & {*cell.metadata.get("tags", [])}]
     nbformat.write(prose.with_facts(notebook) if facts else notebook, folder / path.name)
     return folder / path.name
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -310,6 +311,8 @@ def test_any_name_of_a_notebook_gives_a_page_that_the_first_one_links(tmp_path, 
 
 # In a browser, with the network off
 
+DESK, PHONE = {"width": 1400, "height": 900}, {"width": 400, "height": 800}
+
 
 def browsers():
     """Chromium of the system, then playwright's own."""
@@ -334,25 +337,40 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def open_page(browser, site):
-    """Opens a page of the site: (page, list of what went wrong in it, or left it, so far)."""
+def tab(browser):
+    """Opens a tab that knows nothing of the others: (page, list of what went wrong in it, or left it, so far)."""
     contexts = []
 
-    def opened(name):
-        context = browser.new_context(viewport={"width": 1400, "height": 900}, offline=True, color_scheme="light")
+    def opened():
+        context = browser.new_context(offline=True, color_scheme="light")
         contexts.append(context)
         page, wrong = context.new_page(), []
         page.set_default_timeout(60_000)  # on a busy machine
-        page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else wrong.append(r.url))
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith(("file:", "data:", "blob:", "about:")) else wrong.append(r.url),
+        )
         page.on("requestfailed", lambda request: wrong.append(f"not there: {request.url}"))
         page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto((site / f"{name}.html").as_uri())
         return page, wrong
 
     yield opened
     for context in contexts:
         context.close()
+
+
+@pytest.fixture(scope="module")
+def open_page(tab, site):
+    """A page of the site, in a tab of its own."""
+
+    def opened(name):
+        page, wrong = tab()
+        page.set_viewport_size(DESK)
+        page.goto((site / f"{name}.html").as_uri())
+        return page, wrong
+
+    return opened
 
 
 NO_MOTION = "* { transition: none !important; animation: none !important }"  # colours would fade
@@ -415,19 +433,30 @@ LOW_CONTRAST = """theme => {
 
 
 @pytest.fixture(scope="module")
-def visit(open_page, once):
-    """All that can be seen of a page in one visit; each page is visited once."""
+def visit(tab, site, once):
+    """All that can be seen of a page in one visit; each page is visited once. All visits are made in one tab, which
+    has then compiled MathJax already; what one page stores there is gone when the next one opens.
+    """
+
+    @cache
+    def the_tab():
+        page, wrong = tab()
+        page.add_init_script("if (location.protocol === 'file:') { localStorage.clear(); sessionStorage.clear() }")
+        return page, wrong
 
     def look(name):
-        page, wrong = open_page(name)
-        seen = {"wrong": wrong, "formulas": page.evaluate(FORMULAS), "folds": page.evaluate(FOLDS)}
+        page, wrong = the_tab()
+        wrong.clear()
+        page.set_viewport_size(DESK)
+        page.goto((site / f"{name}.html").as_uri())
+        seen = {"formulas": page.evaluate(FORMULAS), "folds": page.evaluate(FOLDS)}
         page.add_style_tag(content=NO_MOTION)
         seen["contrast"] = {theme: page.evaluate(LOW_CONTRAST, theme) for theme in ("light", "dark")}
         seen["dark pictures"] = page.evaluate(PICTURES)
-        page.set_viewport_size({"width": 400, "height": 800})
+        page.set_viewport_size(PHONE)
         seen["width"], seen["sticking out"] = page.evaluate(SIDEWAYS)
-        page.close()
-        return seen
+        page.goto("about:blank")
+        return {**seen, "wrong": [*wrong]}
 
     return lambda name: once(f"visit-{name}", lambda _: look(name))
 

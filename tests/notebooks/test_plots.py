@@ -84,8 +84,8 @@ def draw(name, labels):
         "towers": lambda: plots.towers(
             {name: (i, 2 * i) for name, i in by_name.items()}, [labels] * len(by_name), text
         ),
-        "word_grids": lambda: plots.word_grids(
-            {name: ([labels] * n, square) for name in labels}, labels, labels, text, text, text
+        "word_grids": lambda: plots.word_grids(  # in one row, or the same words would be laid out again and again
+            {name: ([labels] + [[""] * n] * (n - 1), square) for name in labels}, labels, labels, text, text, text
         ),
         "curves_at_work": lambda: plots.curves_at_work(dict.fromkeys(labels, torch.relu), square, text, text),
     }[name]()

@@ -1,9 +1,12 @@
 """Notebooks that run without a kernel each: shared cells run once, and how each ended is told of each."""
 
+import forked_torchrun
 import nbformat
 import pytest
 from forked_kernels import Near
 from helpers import failed_cells
+
+from llama3_scratch import plots
 
 ONCE = "open('log', 'a').write('once ')\nx = 1"
 
@@ -54,8 +57,9 @@ def test_the_beginning_that_notebooks_share_runs_once_and_what_follows_is_told_o
     assert (tmp_path / "log").read_text() == "once "
 
 
-def test_a_model_of_ones_own_is_left_out_where_pictures_are_drawn_and_nowhere_else(write):
-    path = write("own", "1 / 0", tags=["own-model"])
+@pytest.mark.parametrize("tag", ["own-model", "any-checkpoint"])
+def test_what_no_checkpoint_changes_is_left_out_where_pictures_are_drawn_and_nowhere_else(write, tag):
+    path = write("own", "1 / 0", tags=[tag])
     assert not failed_cells([path], "tiny-ratio3", compare="drawn")
     assert "ZeroDivisionError" in failed_cells([path], "tiny-ratio3")["own"]
     assert "ZeroDivisionError" in failed_cells([path], "tiny-ratio3", compare="all")["own"]
@@ -69,23 +73,61 @@ def test_only_drawn_makes_images(write):
     assert failed_cells([drawn, not_drawn], "tiny-ratio3").keys() == {"True"}
 
 
+def test_drawn_makes_no_image_of_a_picture_that_is_stored_with_one(write):
+    code = "from llama3_scratch import plots\nshown = plots.bars(['a'], [{}], 't')._repr_mimebundle_()"
+    code += "\nassert ('image/png' in shown[0]) is {}"
+    paths = [write("same", code.format(1, False)), write("other", code.format(2, True))]
+    for path in paths:
+        book = nbformat.read(path, as_version=4)
+        data = {"text/plain": repr(plots.bars(["a"], [1], "t")), "image/png": ""}
+        book.cells[0].outputs = [nbformat.v4.new_output("display_data", data=data)]
+        nbformat.write(book, path)
+    assert not failed_cells(paths, "tiny-ratio3", compare="drawn")
+    assert failed_cells(paths, "tiny-ratio3").keys() == {"other"}
+
+
 MULTIPLIES = "import os\nprint(os.environ['MKL_CBWR'])"
 
 
-@pytest.mark.parametrize(
-    ("code", "stored", "tags", "near", "nbval"),
-    [
-        (MULTIPLIES, "AUTO\n", [], True, False),
-        (MULTIPLIES, "COMPATIBLE\n", [], True, True),  # another run, which has the last word
-        ("print(0.123)", "0.124\n", ["last-digits"], True, False),
-        ("print(0.123)", "0.124\n", [], False, False),
-    ],
-    ids=["own products", "the same everywhere", "last digits", "other digits"],
-)
-def test_what_is_near_on_this_processor_or_the_same_everywhere_is_enough(write, code, stored, tags, near, nbval):
-    path = write("book", code, tags=tags, outputs=[stored])
-    assert (not failed_cells([path], "tiny-ratio3", compare="near")) is near
-    assert (not failed_cells([path], "tiny-ratio3", compare="nbval")) is nbval
+COMPARED = {  # code, what is stored of it, tags, whether that is near enough, and whether it is the same for nbval
+    "own products": (MULTIPLIES, "AUTO\n", [], True, False),
+    "the same everywhere": (MULTIPLIES, "COMPATIBLE\n", [], True, True),  # another run, which has the last word
+    "last digits": ("print(0.123)", "0.124\n", ["last-digits"], True, False),
+    "second digits": ("print(0.123)", "0.132\n", ["second-digits"], True, False),
+    "first digits": ("print(0.123)", "0.143\n", ["second-digits"], False, False),
+    "more than last digits": ("print(0.123)", "0.132\n", ["last-digits"], False, False),
+    "other digits": ("print(0.123)", "0.124\n", [], False, False),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_what_is_near_on_this_processor_or_the_same_everywhere_is_enough(write, name):
+    code, stored, tags, near, _ = COMPARED[name]
+    assert (not failed_cells([write("book", code, tags=tags, outputs=[stored])], "tiny-ratio3", compare="near")) is near
+
+
+def test_only_what_is_the_same_everywhere_is_enough_for_nbval(write):
+    books = [write(name, code, tags=tags, outputs=[stored]) for name, (code, stored, tags, *_) in COMPARED.items()]
+    failed = failed_cells(books, "tiny-ratio3", compare="nbval")
+    assert failed.keys() == {name for name, (*_, same) in COMPARED.items() if not same}
+
+
+def test_under_nbval_the_first_torchrun_is_no_fork_and_the_others_are_forks_with_a_place_each(monkeypatch, tmp_path):
+    real = []
+    monkeypatch.setattr(forked_torchrun, "_RUN", lambda command, **_: real.append(command))
+    run = forked_torchrun.ForkedElsewhere()
+    (tmp_path / "script.py").write_text(
+        "import os, sys\nprint(os.environ['RANK'], os.environ['WORLD_SIZE'], sys.argv[1])"
+    )
+    torchrun = ["python", "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "script.py"), "given"]
+    for command in (["ls"], torchrun, ["ls"]):
+        run(command)
+    assert real == [["ls"], torchrun, ["ls"]]
+    ended = run(torchrun, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "0 2 given\n1 2 given\n")
+    (tmp_path / "script.py").write_text("raise SystemExit('no')")
+    assert run(torchrun).returncode == 1
+    assert len(real) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Make something again and again in child processes, and interrupt them: `interrupt.py KIND FOLDER GGUF`.
+"""Make something again and again in child processes, and interrupt them: `interrupt.py FOLDER GGUF`.
 
 Run as a process of its own by test_interruption.py: the children are forks, so that they need no time to start. Ends
-with a traceback if anything was half there, else prints how often it was there whole and how often not at all.
+with a traceback if anything was half there, else prints of each kind how often it was there whole, and of how many.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ def convert(target):
             write_gguf(GGUF, partial)
 
 
-KIND, HERE, GGUF = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[-1])
-MAKE = {
+FOLDER, GGUF = map(Path, sys.argv[1:])
+KINDS = {
     "tiny": lambda target: make_tiny("tiny-ratio4", target),
     "gguf": convert,
     "file": lambda target: write_whole(target, "a line of a notebook\n" * 500_000),
     "pieces": lambda target: write_whole(target, (b"a row of a matrix\n" * 5_000 for _ in range(100))),
-}[KIND]
+}
 
 
 def start(target, before=lambda: None):
@@ -135,12 +135,15 @@ def no_room_left():
 
 torch.set_num_threads(1)
 tqdm.set_lock(threading.RLock())  # its own lock is shared with forks, and stays locked if one of them is killed
-started = time.perf_counter()
-MAKE(HERE / "whole")
-SECONDS = time.perf_counter() - started
-WHOLE = content(HERE / "whole")
-for check in (killed_at_random_moments, four_at_once, a_waiting_one_goes_on_when_the_first_is_killed, no_room_left):
-    print(check.__name__, *check())
-    for path in HERE.iterdir():
-        if path.name != "whole":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+for KIND, MAKE in KINDS.items():
+    HERE = FOLDER / KIND
+    HERE.mkdir()
+    started = time.perf_counter()
+    MAKE(HERE / "whole")
+    SECONDS = time.perf_counter() - started
+    WHOLE = content(HERE / "whole")
+    for check in (killed_at_random_moments, four_at_once, a_waiting_one_goes_on_when_the_first_is_killed, no_room_left):
+        print(KIND, check.__name__, *check(), flush=True)
+        for path in HERE.iterdir():
+            if path.name != "whole":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
