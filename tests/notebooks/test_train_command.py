@@ -303,7 +303,10 @@ def test_from_a_shell_ctrl_c_ends_it_in_a_line_and_the_same_command_goes_on(text
     words = [str(word) for pair in (SMALL | {"--save-every": 1, "--steps": 300}).items() for word in pair]
     command = [sys.executable, "-m", "llama3_scratch", "train", "--text", text, "--out", tmp_path / "model", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # As from a shell, even where these tests run in the background, with Ctrl-C ignored.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    running = subprocess.Popen(command, env=environment, **pipes, **heard)
     lines = iter(running.stdout.readline, "")
     assert next(line for line in lines if line.startswith("step     3"))
     running.send_signal(signal.SIGINT)
