@@ -22,8 +22,6 @@ from jupyter_client.provisioning import local_provisioner
 from nbval import plugin
 
 NUMBER = re.compile(r"(?<![\w#.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?%?(?![\w.])")
-
-
 NEAR = {"last-digits": 0.02, "second-digits": 0.1}  # the second for trainings that go wrong on purpose
 
 

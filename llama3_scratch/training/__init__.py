@@ -115,7 +115,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
     """torch's AdamW over the parameters that can be trained (Loshchilov & Hutter 2017, arXiv:1711.05101).
 
-    Fused: one call of a kernel for all parameters, since a small model's step is mostly the calling of kernels.
+    Fused: one kernel moves a whole group of parameters, where torch would else call a dozen.
     """
     groups = parameter_groups(model, settings.weight_decay)
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)

@@ -891,8 +891,6 @@ def write(notebook, folder, number, trains=None, pictures=False):
     del notebook.cells[next(ends) :]
     if not trains:
         notebook.cells = [cell for cell in notebook.cells if "own-model" not in cell.metadata.get("tags", [])]
-    # Notebook 1 learns from a long text for four seconds, only to print what it has learned.
-    notebook.cells = [cell for cell in notebook.cells if "new_tokens(split(own_text)" not in cell.source]
     for cell in notebook.cells:
         if cell.cell_type == "code" and not pictures and "nbval-check-output" not in cell.metadata.get("tags", []):
             cell.source = without_pictures(cell.source)

@@ -567,6 +567,17 @@ def test_drawing_twice_gives_the_same_bytes(tmp_path, name):
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
 
 
+@pytest.mark.parametrize("y", [[1.03, 0.9, 0.1], [0.1, 0.9, 1.2], [0.2, 0.3, 0.4]], ids=["falls", "rises", "stays low"])
+def test_no_curve_goes_through_the_name_of_a_level(y):
+    picture = plots.lines({"curve": ([0, 1, 9], y)}, levels={"a level": 1.0})
+    picture.figure.canvas.draw()
+    [ax] = picture.axes
+    [name] = [text for text in ax.texts if text.get_text() == "a level"]
+    path = ax.lines[0].get_path().transformed(ax.lines[0].get_transform())
+    assert not path.intersects_bbox(name.get_window_extent(), filled=False)
+    assert name.get_ha() == ("right" if y[0] > 1 else "left")
+
+
 def test_a_notebook_gets_the_picture_and_the_numbers(scores):
     picture = plots.heatmap(scores)
     bundle, metadata = picture._repr_mimebundle_()
